@@ -1,0 +1,3 @@
+from mgen.cli import main
+
+main()

@@ -1,0 +1,230 @@
+"""Configs: frozen dataclasses on the command line, choices by name, YAML files as flags.
+
+A config is a frozen dataclass whose fields have defaults. A field may hold a `Choice`: a name out
+of a `Registry` together with the options of what it names (`--adapter conv --adapter.channels 64`).
+A YAML file is the nested form of the same flags and is read as flags, so that types, spelling hints
+and messages are those of the command line. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import tyro
+
+FORMAT = 1  # version of config.yaml
+
+T = TypeVar("T")
+E = TypeVar("E")
+
+
+class InputError(ValueError):
+    """Wrong input: says what was seen, where, and what to do; commands leave with exit code 2."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the closest of `names`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A name together with the options of what it names."""
+
+    name: Annotated[str, tyro.conf.arg(name="", metavar="NAME")]
+
+    registry: ClassVar[Registry]
+
+    def switch(self, name: str) -> Choice:
+        """The defaults of another name: its own options are reset, those all names share stay."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self.registry.base)}
+        del shared["name"]
+        return self.registry.choose(name, **shared)
+
+
+class Registry:
+    """Names of interchangeable constructors; keyword-only parameters are a name's options.
+
+    Args:
+        base: Choice class with the options that all names share.
+        kind: what the names stand for, as messages call it.
+        resolve: maps a name to a registered key where many names share one constructor.
+    """
+
+    def __init__(
+        self, base: type[Choice], kind: str, resolve: Callable[[str], str] | None = None
+    ) -> None:
+        self.base, self.kind, self.resolve = base, kind, resolve or (lambda name: name)
+        self.constructors: dict[str, Callable] = {}
+        base.registry = self
+
+    def register(self, key: str) -> Callable:
+        """Decorate a class or function: `key` names it from now on."""
+
+        def add(constructor: Callable) -> Callable:
+            self.constructors[key] = constructor
+            return constructor
+
+        return add
+
+    def choose(self, name: str, **options: Any) -> Choice:
+        """The choice `name` with its options. Raises InputError with the nearest known name."""
+        key = self.resolve(name)
+        if key not in self.constructors:
+            known = sorted(self.constructors)
+            raise InputError(
+                f"no {self.kind} '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
+            )
+        return self._options(key)(**{"name": name, **options})
+
+    def construct(self, choice: Choice, *args: Any) -> Any:
+        """Call the constructor that `choice` names with `args` and the choice's own options."""
+        shared = {f.name for f in dataclasses.fields(self.base)}
+        own = {f.name for f in dataclasses.fields(choice)} - shared
+        constructor = self.constructors[self.resolve(choice.name)]
+        return constructor(*args, **{name: getattr(choice, name) for name in own})
+
+    @functools.cache  # noqa: B019  (registries live as long as the process)
+    def _options(self, key: str) -> type[Choice]:
+        constructor = self.constructors[key]
+        function = constructor.__init__ if inspect.isclass(constructor) else constructor
+        hints = typing.get_type_hints(function)
+        fields = [
+            (p.name, hints[p.name], dataclasses.field(default=p.default))
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY
+        ]
+        options = dataclasses.make_dataclass(
+            key, fields, bases=(self.base,), frozen=True, kw_only=True
+        )
+        # A generated class has no source: tyro finds the help of its options in "Args:" lines.
+        doc = inspect.getdoc(constructor) or key
+        helps = "\n".join(map(_argument_lines, (inspect.getdoc(self.base) or "", doc)))
+        options.__doc__ = f"{doc.splitlines()[0]}\n\nArgs:\n{helps}\n"
+        return options
+
+
+def _argument_lines(doc: str) -> str:
+    return doc.partition("Args:\n")[2].partition("\n\n")[0].rstrip()
+
+
+# --------------------------------------------------------------------------- flags and files
+
+
+def parse(
+    config: T, launch: E, argv: Sequence[str], prog: str, description: str = ""
+) -> tuple[T, E]:
+    """Read flags over the defaults `config` (saved with a run) and `launch` (not saved, or None).
+
+    `--config FILE` may be repeated: files apply in order, flags win. Errors leave with exit code 2.
+    """
+    for file in flag_values(argv, "config"):
+        config = from_yaml(config, file)
+    config = _switch(config, lambda path: flag_values(argv, path))
+    fields = [
+        (name, Annotated[type(value), tyro.conf.arg(name="")], value)
+        for name, value in (("settings", config), ("launch", launch))
+        if value is not None
+    ]
+    both = dataclasses.make_dataclass("both", fields, frozen=True)
+    parsed = tyro.cli(both, args=list(argv), prog=prog, description=description)
+    return parsed.settings, None if launch is None else parsed.launch
+
+
+def from_yaml(config: T, file: str | Path) -> T:
+    """`config` with the settings of a YAML file, read as flags under the file's name.
+
+    Every scalar is read as text and given its type by the field it sets (`1e-4` is a number). List
+    items that start with "-" and are not numbers are refused, as they are on the command line.
+    """
+    import yaml
+
+    try:
+        tree = yaml.load(Path(file).read_text(), Loader=yaml.BaseLoader) or {}
+    except FileNotFoundError:
+        raise InputError(f"--config {file}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {file}: cannot be read as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"--config {file}: expected 'name: value' lines, found {tree!r}")
+    version = tree.pop("format", str(FORMAT))
+    if version != str(FORMAT):
+        raise InputError(f"--config {file}: format {version}, this version reads format {FORMAT}")
+    config = _switch(config, lambda path: _names(tree, path))
+    return tyro.cli(type(config), default=config, args=_flags(tree, config), prog=str(file))
+
+
+def to_yaml(config: Any) -> str:
+    """The whole config as YAML; `from_yaml` gives the same config back."""
+    import yaml
+
+    return yaml.safe_dump(
+        {"format": FORMAT, **plain(config)}, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts, tuples as lists, all the way down."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def flag_values(argv: Sequence[str], path: str) -> list[str]:
+    """The values that `--path VALUE` or `--path=VALUE` gives in `argv`, in order."""
+    flags = {f"--{path}", f"--{path.replace('_', '-')}"}
+    spaced = [b for a, b in zip(argv, argv[1:], strict=False) if a in flags]
+    joined = [a.partition("=")[2] for a in argv if a.partition("=")[0] in flags and "=" in a]
+    return spaced + joined
+
+
+def _names(tree: Any, path: str) -> list[str]:
+    for key in path.split("."):
+        tree = tree.get(key, {}) if isinstance(tree, dict) else {}
+    name = tree.get("name", "") if isinstance(tree, dict) else tree
+    return [name] if isinstance(name, str) and name else []
+
+
+def _switch(config: T, names: Callable[[str], list[str]], prefix: str = "") -> T:
+    """Replace each choice that is named anew by the defaults of that name."""
+    changed = {}
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), prefix + field.name
+        if isinstance(value, Choice):
+            if found := names(path):
+                changed[field.name] = value.switch(found[-1])
+        elif dataclasses.is_dataclass(value):
+            changed[field.name] = _switch(value, names, path + ".")
+    return dataclasses.replace(config, **changed)
+
+
+def _flags(tree: dict, config: Any, prefix: str = "") -> list[str]:
+    """A nested mapping as command-line flags."""
+    flags: list[str] = []
+    for key, value in tree.items():
+        old = getattr(config, key, None) if dataclasses.is_dataclass(config) else None
+        path = f"{prefix}{key}".replace("_", "-")
+        if isinstance(old, Choice) and isinstance(value, str):
+            flags += [f"--{path}={value}"]
+        elif isinstance(value, dict):
+            flags += _flags(value, old, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            flags += [f"--{path}", *map(str, value)]
+        elif key == "name" and isinstance(config, Choice):
+            flags += [f"--{prefix.rstrip('.').replace('_', '-')}={value}"]
+        elif isinstance(old, bool) and value.lower() in ("true", "false"):
+            head, _, last = path.rpartition(".")
+            no = "" if value.lower() == "true" else "no-"
+            flags += [f"--{head + '.' if head else ''}{no}{last}"]
+        else:
+            flags += [f"--{path}={value}"]
+    return flags
