@@ -1,0 +1,172 @@
+"""Read published checkpoints: config.json and weights, from a folder or the Hugging Face hub.
+
+Weights may be model.safetensors, pytorch_model.bin, or either one in shards listed by an index.
+Pickles are opened with `weights_only`, so that no code in them runs; an index can only name files
+that lie beside it. Whatever cannot be read, and every key that does not fit, is an InputError.
+"""
+
+import json
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mgen.config import InputError
+
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+BUFFERS = (".inv_freq", ".position_ids")  # recomputed from the config, so dropped where stored
+
+
+def read_config(source: str, revision: str = "main") -> dict:
+    """config.json of a folder or hub repository."""
+    path = Path(source) / "config.json"
+    if not Path(source).is_dir():
+        path = Path(_download(source, revision, ["config.json"])) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{source}: no config.json; expected config.json and {SAFETENSORS[0]}")
+    config = _json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def fetch(source: str, revision: str = "main") -> Path:
+    """The folder that holds the weights: `source` itself, or its download from the hub.
+
+    Raises InputError where a folder has no weight file, before anything is read.
+    """
+    if Path(source).is_dir():
+        folder = Path(source)
+    else:
+        folder = Path(_download(source, revision, ["*.json", "model*.safetensors"]))
+        if not any((folder / name).is_file() for name in SAFETENSORS):
+            folder = Path(_download(source, revision, ["*.json", "pytorch_model*.bin"]))
+    weight_file(folder)
+    return folder
+
+
+def weight_file(folder: Path) -> Path:
+    """The weight file or shard index of a checkpoint folder; safetensors go first."""
+    for name in SAFETENSORS + PICKLES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder}: no weights; expected one of {', '.join(SAFETENSORS + PICKLES)}")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint folder, on CPU, as stored."""
+    path = weight_file(folder)
+    if path.suffix != ".json":
+        return _read_tensors(path)
+    index = _json(path)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+        raise InputError(f"{path}: expected a 'weight_map' of tensor names to file names")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(shards.values())):
+        if Path(shard).name != shard or "\\" in shard or shard in ("", ".", ".."):
+            raise InputError(f"{path}: shard '{shard}' is not a plain file name beside the index")
+        if not (folder / shard).is_file():
+            raise InputError(f"{folder}: shard {shard} is missing; {path.name} lists it")
+        tensors |= _read_tensors(folder / shard)
+    if missing := sorted(set(shards) - set(tensors)):
+        raise InputError(f"{folder}: the shards lack tensors that {path.name} lists: {missing}")
+    return tensors
+
+
+def published_keys(
+    tensors: dict[str, Tensor], prefix: str, heads: Iterable[str], tied: dict[str, str]
+) -> dict[str, Tensor]:
+    """Bring a checkpoint to the names of its masked-LM form.
+
+    An encoder saved alone gets `prefix`; norms saved as gamma and beta (as by transformers) get
+    their usual names; recomputed buffers and the pooler, which nothing uses, go. `tied` maps names
+    of stored duplicates to their originals: a duplicate goes where it is equal and is an InputError
+    where it is not.
+    """
+    heads = tuple(heads)
+    for old, new in OLD_NORMS.items():
+        tensors = {
+            key.removesuffix(old) + new if key.endswith(old) else key: tensor
+            for key, tensor in tensors.items()
+        }
+    bare = not any(key.startswith(prefix) for key in tensors)
+    named = {
+        prefix + key if bare and not key.startswith(heads) else key: tensor
+        for key, tensor in tensors.items()
+        if not key.endswith(BUFFERS)
+    }
+    named = {k: v for k, v in named.items() if not k.startswith(prefix + "pooler.")}
+    for copy, original in tied.items():
+        if copy in named and original in named and not torch.equal(named[copy], named[original]):
+            raise InputError(f"{copy} differs from {original}: untied weights are not supported")
+        if copy in named:
+            named.setdefault(original, named.pop(copy))
+    return named
+
+
+def load_state(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy `tensors` into `module`, cast to its dtype. Raises InputError listing every misfit."""
+    expected = module.state_dict()
+    problems = [f"missing: {key}" for key in expected if key not in tensors]
+    problems += [f"unexpected: {key}" for key in tensors if key not in expected]
+    problems += [
+        f"shape: {key} is {tuple(tensors[key].shape)}, config.json says {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in tensors and tensors[key].shape != tensor.shape
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise InputError(f"{source}: {len(problems)} tensors do not fit config.json:\n  {lines}")
+    module.load_state_dict(tensors, strict=True)
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    advice = "The file is damaged or cut short; copy or download it again."
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: cannot be read: {error}. {advice}") from None
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: damaged, or holds more than tensors, which is never run: {reason}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}. {advice}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
+        raise InputError(f"{path}: expected a dict of names to tensors")
+    return tensors
+
+
+def _download(repository: str, revision: str, patterns: list[str]) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError
+
+    try:
+        return snapshot_download(repository, revision=revision, allow_patterns=patterns)
+    except (OSError, HFValidationError, IncompleteSnapshotError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{repository} (revision {revision}) cannot be read from the Hugging Face hub: "
+            f"{reason} Without a network, download it elsewhere, copy the folder (config.json and "
+            "weights) here and give its path as the name; or use random weights "
+            "(--backbone.random-weights)."
+        ) from None

@@ -1,0 +1,1 @@
+"""Architectures as plain `nn.Module`s under their published parameter names."""
