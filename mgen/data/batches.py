@@ -1,0 +1,121 @@
+"""Which rows go into which batch, and the loader that makes those batches in worker processes."""
+
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+LOOK_AHEAD = 50  # batches' worth of shuffled rows among which similar lengths are put together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch to be made: its row numbers and the seed of everything random in making it."""
+
+    rows: tuple[int, ...]
+    seed: int
+    counts: bool = True  # False: fills up a process's share of a step, with weight zero
+
+
+def plan(
+    lengths: np.ndarray, batch_size: int, batch_tokens: int, seed: tuple[int, ...] | None = None
+) -> list[np.ndarray]:
+    """Cut positions 0..n-1 into batches of similar length.
+
+    `lengths` (n,) are tokens per row. A batch holds at most `batch_size` rows and, unless
+    `batch_tokens` is 0, at most that many tokens after padding (a single longer row stands alone).
+    With a `seed` rows are shuffled, similar lengths are put together among `LOOK_AHEAD` batches'
+    worth of shuffled rows, and the batches are shuffled; without, longest first.
+    """
+    if seed is None:
+        return _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, batch_tokens)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(lengths))
+    window = LOOK_AHEAD * batch_size
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), window):
+        near = order[start : start + window]
+        near = near[np.argsort(-lengths[near], kind="stable")]
+        batches += _cut(near, lengths, batch_size, batch_tokens)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _cut(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int, batch_tokens: int
+) -> list[np.ndarray]:
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)  # `order` is by falling length
+        size = min(batch_size, max(batch_tokens // longest, 1)) if batch_tokens else batch_size
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+class _Batches(Dataset):
+    """The batches themselves, by what is to be in them: picklable, without weights."""
+
+    def __init__(self, rows, collate: Callable[[list[dict]], dict]) -> None:
+        self.rows, self.collate = rows, collate
+
+    def __getitem__(self, batch: Batch) -> dict[str, Tensor]:
+        with seeded(batch.seed):
+            tensors = self.collate(self.rows.take(batch.rows))
+        return {**tensors, "row": torch.tensor(batch.rows)}
+
+
+def loader(
+    rows,
+    batches: Iterable[Batch],
+    collate: Callable[[list[dict]], dict],
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[dict[str, Tensor]]:
+    """Make `batches` in order, in `workers` processes (0: in this one), a few ahead of their use.
+
+    The content of a batch depends on its rows and seed alone, not on the number of workers, and
+    the global random state is left as it was.
+    """
+    return iter(
+        DataLoader(
+            _Batches(rows, collate),
+            sampler=batches,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_same,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # or creating the iterator draws from the global state
+        )
+    )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, numpy and random on the CPU inside, and put their states back after."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _same(batch: dict) -> dict:
+    return batch
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the parent decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

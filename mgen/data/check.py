@@ -1,0 +1,264 @@
+"""Checks of a table before any weights are loaded.
+
+Each looks at every row once, in blocks of a few megabytes, and returns what should be said aloud,
+or raises an InputError that names the first bad cell and counts all of them. A tokenizer tells how
+letters are read: `alphabet` (letters accepted), `convert` (letter -> letter, applied before),
+`vocabulary`, `max_length` (0: none) and `num_special` in tokens, and the policies `truncate` and
+`unknown`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from mgen.config import InputError
+from mgen.data.labels import Problem, class_ids, number_blocks, place
+from mgen.data.table import Rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+SPACES = "".join(c for c in map(chr, range(128)) if c.isspace())  # dropped by tokenizers
+NO_LIMIT = np.iinfo(np.int32).max
+
+
+class Reads(Protocol):
+    """What the checks need to know of a tokenizer."""
+
+    alphabet: str
+    convert: dict[str, str]
+    vocabulary: dict[str, int]
+    max_length: int
+    num_special: int
+    truncate: str
+    unknown: str
+    modality: str
+
+
+def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -> list[str]:
+    """Sequences are there, of known letters and not too long for the model."""
+    column = rows.table.x_col
+    reading = _Reading(tokenizer)
+    missing, outside, too_long = Problem(), Problem(), Problem()
+    lower, converted, num_letters, lost = 0, 0, 0, 0
+    for numbered, block in rows.chunks([column], indices):
+        texts, lengths = reading.read(rows, block.column(column))
+        _count(missing, numbered, lengths == 0)
+        over = lengths + tokenizer.num_special - (tokenizer.max_length or NO_LIMIT)
+        _count(too_long, numbered, over > 0)
+        lost += int(over.clip(min=0).sum())
+        lower += int(texts.rows_with(reading.is_lower).sum())
+        converted += int(texts.rows_with(reading.is_converted).sum())
+        _count(outside, numbered, texts.rows_with(reading.is_outside))
+        num_letters += texts.count(reading.is_outside & reading.starts_letter)
+    total = len(rows) if indices is None else len(indices)
+    if missing.count:
+        raise InputError(
+            f"{place(rows, missing.row, column)}: the sequence is empty ({missing.count:,} of "
+            f"{total:,} rows). Fill it in or drop the row."
+        )
+    notes = []
+    if outside.count:
+        letter = reading.first_outside(str(rows.take([outside.row])[0][column]))
+        how_many = f"{num_letters:,} such letters in {outside.count:,} of {total:,} rows"
+        if tokenizer.unknown == "error":
+            raise InputError(
+                f"{place(rows, outside.row, column)}: {letter!r} is not a letter of this "
+                f"{tokenizer.modality} model ({tokenizer.alphabet}); {how_many}. Correct them, or "
+                "set --backbone.unknown token to read each as the unknown token."
+            )
+        notes.append(f"{how_many}, such as {letter!r}, are read as the unknown token")
+    if too_long.count:
+        notes.append(_shortened(rows, tokenizer, too_long, lost, total))
+    if lower:
+        notes.append(f"lower-case letters in {lower:,} of {total:,} rows are read as upper case")
+    if converted:
+        letters = ", ".join(f"{a} as {b}" for a, b in reading.conversions.items())
+        notes.append(f"{letters}: letters converted in {converted:,} of {total:,} rows")
+    return notes
+
+
+def _shortened(rows: Rows, tokenizer: Reads, long: Problem, lost: int, total: int) -> str:
+    limit = f"{tokenizer.max_length:,} tokens, {tokenizer.num_special} of them special"
+    if tokenizer.truncate == "error":
+        raise InputError(
+            f"{place(rows, long.row, rows.table.x_col)}: longer than {limit} ({long.count:,} of "
+            f"{total:,} rows). Set --backbone.truncate right (or left) to cut, or raise "
+            "--backbone.max-length."
+        )
+    return (
+        f"{long.count:,} of {total:,} sequences are longer than {limit}: their {tokenizer.truncate}"
+        f" ends are cut, {lost:,} letters in all"
+    )
+
+
+def token_lengths(rows: Rows, column: str, tokenizer: Reads) -> np.ndarray:
+    """Tokens of every row as the model sees it (special tokens included, cut), (n,) int32."""
+    reading = _Reading(tokenizer)
+    lengths, limit = np.empty(len(rows), dtype=np.int32), tokenizer.max_length or NO_LIMIT
+    for numbered, block in rows.chunks([column]):
+        _, letters = reading.read(rows, block.column(column))
+        lengths[numbered] = np.minimum(letters + tokenizer.num_special, limit)
+    return lengths
+
+
+def identifiers(rows: Rows, indices: np.ndarray | None = None) -> list[str]:
+    """Identifiers are different."""
+    if not rows.id_col:
+        return []
+    hashes = [np.array([], dtype=np.int64)]
+    for _, block in rows.chunks([rows.id_col], indices):
+        cells = block.column(rows.id_col).to_pylist()
+        hashes.append(np.fromiter(map(hash, cells), dtype=np.int64, count=len(cells)))
+    values = np.concatenate(hashes)
+    ordered = np.sort(values)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
+        return []
+    first = int(np.flatnonzero(np.isin(values, repeated))[0])
+    row = first if indices is None else int(np.sort(indices)[first])
+    name = rows.take([row])[0][rows.id_col]
+    return [
+        f"{len(repeated):,} rows repeat an identifier of column '{rows.id_col}', such as '{name}' "
+        f"({rows.where(row)}); rows are told apart by their number"
+    ]
+
+
+def overlaps(rows: Rows, tokenizer: Reads) -> list[str]:
+    """Held-out sequences do not occur among those trained on, as the model reads them."""
+    hashes = {
+        name: _sequence_hashes(rows, tokenizer, indices) for name, indices in rows.splits.items()
+    }
+    notes = []
+    for name in ("valid", "test"):
+        shared = np.isin(hashes[name], hashes["train"])
+        if shared.any():
+            row = int(np.sort(rows.splits[name])[np.flatnonzero(shared)[0]])
+            notes.append(
+                f"{shared.sum():,} of {len(shared):,} {name} sequences also occur in train, the "
+                f"first in {rows.where(row)}: scores on {name} will be too good"
+            )
+    return notes
+
+
+def numbers(rows: Rows, indices: np.ndarray) -> list[str]:
+    """Every label of these rows is a finite number."""
+    for _ in number_blocks(rows, rows.table.y_cols, indices):
+        pass
+    return []
+
+
+def classes(rows: Rows, names: tuple[str, ...]) -> list[str]:
+    """Every row in a split has one of the classes `names`, and training has all of them."""
+    column, notes = rows.table.y_cols[0], []
+    counts = {
+        name: np.bincount(class_ids(rows, column, names, indices), minlength=len(names))
+        for name, indices in rows.splits.items()
+    }
+    absent = np.flatnonzero(counts["train"] == 0) if len(rows.splits["train"]) else []
+    if len(absent):
+        held_out = int((counts["valid"] + counts["test"])[absent].sum())
+        notes.append(
+            f"{len(absent)} of {len(names)} classes have no training row, such as "
+            f"'{names[absent[0]]}': they cannot be learnt ({held_out:,} rows of valid and test)"
+        )
+    return notes
+
+
+# --------------------------------------------------------------------------- letters
+
+
+class _Texts:
+    """The bytes of a block of sequences, end to end: `data` (bytes,), `ends` (n + 1,) offsets."""
+
+    def __init__(self, column: pa.Array) -> None:
+        _, offsets, data = column.buffers()
+        ends = np.frombuffer(offsets, dtype=np.int64)[column.offset :][: len(column) + 1]
+        empty = np.array([], dtype=np.uint8)
+        data = np.frombuffer(data, dtype=np.uint8) if data else empty
+        self.data, self.ends = data[ends[0] : ends[-1]], ends - ends[0]
+        self.counts = np.bincount(self.data, minlength=256)
+
+    def count(self, marked: np.ndarray) -> int:
+        return int(self.counts[marked].sum())
+
+    def rows_with(self, marked: np.ndarray) -> np.ndarray:
+        """Which rows contain a byte that is `marked` (256,), (n,) bool."""
+        if not self.count(marked):
+            return np.zeros(len(self.ends) - 1, dtype=bool)
+        before = np.concatenate([[0], np.cumsum(marked[self.data], dtype=np.int32)])
+        return before[self.ends[1:]] > before[self.ends[:-1]]
+
+
+class _Reading:
+    """Tables over bytes of how a tokenizer reads letters, (256,) each."""
+
+    def __init__(self, tokenizer: Reads) -> None:
+        accepted = {*tokenizer.alphabet, *SPACES}
+        accepted |= {a for a, b in tokenizer.convert.items() if b in accepted}
+        self.is_outside = ~_marked(accepted)
+        self.is_space = _marked(SPACES)
+        self.starts_letter = (np.arange(256) & 0xC0) != 0x80  # else: a further byte of one letter
+        fold = {a: b for a, b in tokenizer.convert.items() if a.isascii() and b.isascii()}
+        self.is_lower = _marked([a for a in fold if a.islower() and a.upper() != a])
+        self.conversions = {a: b for a, b in fold.items() if a.isupper() and b != a}
+        self.is_converted = _marked([a for a, b in fold.items() if a.upper() != b])
+        self.folded = np.arange(256, dtype=np.uint8)
+        for a, b in fold.items():
+            self.folded[ord(a)] = ord(b)
+        special = sorted((t for t in tokenizer.vocabulary if len(t) > 1), key=len, reverse=True)
+        self.special = "|".join(map(re.escape, special))
+        self.starts_special = _marked([token[0] for token in tokenizer.vocabulary if token[1:]])
+        self.stand_in = tokenizer.alphabet[0]
+
+    def read(self, rows: Rows, column: pa.ChunkedArray) -> tuple[_Texts, np.ndarray]:
+        """The bytes of a block, and the letters of each row (n,); special tokens are one letter."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise InputError(
+                f"{rows.names[0]}, column '{rows.table.x_col}': expected sequences as text, found "
+                f"values of type {column.type}. Set --data.x-col."
+            )
+        array = pa.concat_arrays(column.cast(pa.large_string()).chunks).fill_null("")
+        texts = _Texts(array)
+        if texts.count(self.starts_special & self.is_outside):
+            array = pc.replace_substring_regex(array, self.special, self.stand_in)
+            texts = _Texts(array)
+        if texts.count(self.is_space):
+            array = pc.replace_substring_regex(array, f"[{SPACES}]+", "")
+            texts = _Texts(array)
+        return texts, pc.utf8_length(array).to_numpy()
+
+    def first_outside(self, sequence: str) -> str:
+        text = re.sub(self.special, self.stand_in, sequence) if self.special else sequence
+        return next(letter for letter in text if self.is_outside[letter.encode()[0]])
+
+
+def _marked(letters: Iterable[str]) -> np.ndarray:
+    marked = np.zeros(256, dtype=bool)
+    marked[[ord(letter) for letter in letters if letter.isascii()]] = True
+    return marked
+
+
+def _count(problem: Problem, numbered: np.ndarray, bad: np.ndarray) -> None:
+    if bad.any():
+        problem.add(numbered[np.flatnonzero(bad)[0]], count=int(bad.sum()))
+
+
+def _sequence_hashes(rows: Rows, tokenizer: Reads, indices: np.ndarray) -> np.ndarray:
+    # 8 bytes a row; of ten million sequences two differ but collide with probability 3e-6.
+    reading, hashes = _Reading(tokenizer), [np.array([], dtype=np.int64)]
+    for _, block in rows.chunks([rows.table.x_col], indices):
+        texts, _ = reading.read(rows, block.column(rows.table.x_col))
+        data = reading.folded[texts.data].tobytes()
+        spans = zip(texts.ends[:-1].tolist(), texts.ends[1:].tolist(), strict=True)
+        values = (hash(data[a:b]) for a, b in spans)
+        hashes.append(np.fromiter(values, dtype=np.int64, count=block.num_rows))
+    return np.concatenate(hashes)

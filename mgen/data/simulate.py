@@ -1,0 +1,155 @@
+"""Simulated data sets that ship with mgen; `python -m mgen.data.simulate` writes them again.
+
+Nothing here was measured. What generated each label is stated below and is known to the table
+(column `truth`), so that a model can be compared with the best that is possible:
+
+promoters_tiny          label = truth + N(0, NOISE^2). No model can exceed the Pearson correlation
+                        sqrt(var(truth) / (var(truth) + NOISE^2)), the noise ceiling.
+promoter_classes_tiny   label = truth, except that a share MISLABELLED of the rows carries one of
+                        the other two classes: no model can exceed an accuracy of 1 - MISLABELLED.
+peptides_tiny           label ~ Bernoulli(truth): no model can exceed, on average, an accuracy of
+                        mean(max(truth, 1 - truth)).
+
+All sequences are drawn independently, so that a random split is an honest one.
+"""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+
+BUNDLED = Path(__file__).parent / "bundled"
+NOISE = 0.5  # standard deviation of the label noise of promoters_tiny
+MISLABELLED = 0.03
+COMPLEMENT = str.maketrans("ACGT", "TGCA")
+
+# Upstream and downstream element of three E. coli sigma factors and the spacer between them (bp),
+# and the share of A and T around them (made up).
+SIGMA = {
+    "housekeeping": ("TTGACA", 17, "TATAAT", 0.6),
+    "heat_shock": ("CTTGAA", 14, "CCCCAT", 0.5),
+    "nitrogen": ("TGGCAC", 5, "TTGCTT", 0.4),
+}
+
+Row = tuple[str, str, str]  # sequence, label, truth
+
+
+def promoters(rows: int = 1250, seed: int = 1) -> list[Row]:
+    """DNA of about 80-120 bp with a log strength.
+
+    truth = 15 (AT - 0.5)                        AT: share of A and T in the whole sequence
+          + 2 exp(-(spacer - 17)^2 / 8)          if it has a core promoter TTGACA-spacer-TATAAT
+          + 0.7 per activator site CACGTG or repressor site AAGCTT, the latter negative,
+    where the sites are 0-2 each, upstream of the core; the core lies on the forward strand and
+    both kinds of site are palindromes, bound alike on either strand.
+    """
+    rng = np.random.default_rng(seed)
+    table = []
+    for _ in range(rows):
+        at = rng.uniform(0.35, 0.65)
+        activators, repressors = rng.integers(0, 3, size=2)
+        sites = rng.permutation(["CACGTG"] * activators + ["AAGCTT"] * repressors)
+        pieces = [_random_dna(rng, at, rng.integers(1, 5))]
+        for site in sites:
+            pieces += [str(site), _random_dna(rng, at, rng.integers(3, 6))]
+        core = 0.0
+        if rng.random() < 0.6:
+            spacer = int(rng.integers(14, 21))
+            pieces += ["TTGACA", _random_dna(rng, at, spacer), "TATAAT"]
+            core = 2.0 * np.exp(-((spacer - 17) ** 2) / 8)
+        length = int(rng.integers(80, 121))
+        sequence = "".join(pieces)
+        sequence += _random_dna(rng, at, length - len(sequence))
+        share = (sequence.count("A") + sequence.count("T")) / len(sequence)
+        truth = 15 * (share - 0.5) + core + 0.7 * (activators - repressors)
+        label = truth + rng.normal(0, NOISE)
+        table.append((sequence, f"{label:.2f}", f"{truth:.2f}"))
+    return table
+
+
+def promoter_classes(rows: int = 900, seed: int = 2) -> list[Row]:
+    """DNA of 60-90 bp with the name of the sigma factor whose two elements it carries.
+
+    The spacer varies by one bp, each base of an element is replaced with probability 0.05, and the
+    promoter lies on either strand with equal probability. The composition around the elements
+    differs between the factors too: it is the easier, weaker half of the signal.
+    """
+    rng = np.random.default_rng(seed)
+    names = list(SIGMA)
+    table = []
+    for _ in range(rows):
+        truth = int(rng.integers(len(names)))
+        upstream, spacer, downstream, at = SIGMA[names[truth]]
+        spacer += int(rng.integers(-1, 2))
+        core = _mutated(rng, upstream) + _random_dna(rng, at, spacer) + _mutated(rng, downstream)
+        left = int(rng.integers(10, 25))
+        length = int(rng.integers(60, 91))
+        sequence = _random_dna(rng, at, left) + core
+        sequence += _random_dna(rng, at, length - len(sequence))
+        if rng.random() < 0.5:
+            sequence = sequence.translate(COMPLEMENT)[::-1]
+        label = truth
+        if rng.random() < MISLABELLED:
+            label = (truth + int(rng.integers(1, len(names)))) % len(names)
+        table.append((sequence, names[label], names[truth]))
+    return table
+
+
+def peptides(rows: int = 900, seed: int = 3) -> list[Row]:
+    """Peptides of 12-30 residues, active (1) or not (0), as antimicrobial peptides roughly are.
+
+    truth = P(active) = 1 / (1 + exp(-1.2 (charge - 2) - 8 (hydrophobic - 0.4))), charge: K + R - D
+    - E; hydrophobic: share of A, F, I, L, M, V, W. Residues are drawn from a mixture of two
+    compositions, one rich in K, R and L, the other uniform.
+    """
+    rng = np.random.default_rng(seed)
+    residues = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+    rich = np.where(np.isin(residues, list("KRL")), 4.0, 1.0)
+    table = []
+    for _ in range(rows):
+        weights = rich if rng.random() < 0.5 else np.ones(len(residues))
+        drawn = rng.choice(residues, size=rng.integers(12, 31), p=weights / weights.sum())
+        charge = int(np.isin(drawn, list("KR")).sum() - np.isin(drawn, list("DE")).sum())
+        hydrophobic = float(np.isin(drawn, list("AFILMVW")).mean())
+        truth = 1 / (1 + np.exp(-1.2 * (charge - 2) - 8 * (hydrophobic - 0.4)))
+        label = int(rng.random() < truth)
+        table.append(("".join(drawn), str(label), f"{truth:.3f}"))
+    return table
+
+
+SETS = {
+    "promoters_tiny": promoters,
+    "promoter_classes_tiny": promoter_classes,
+    "peptides_tiny": peptides,
+}
+
+
+def as_tsv(name: str) -> str:
+    """The simulated set `name` as the text of its file: id, sequence, label, truth."""
+    lines = ["id\tsequence\tlabel\ttruth"]
+    lines += [f"{name[:2]}{i}\t" + "\t".join(row) for i, row in enumerate(SETS[name](), start=1)]
+    return "\n".join(lines) + "\n"
+
+
+def main(folder: Path = BUNDLED) -> None:
+    """Write every set; no time goes into the gzip header, so equal data are equal files."""
+    for name in SETS:
+        packed = gzip.compress(as_tsv(name).encode(), compresslevel=9, mtime=0)
+        (folder / f"{name}.tsv.gz").write_bytes(packed)
+        print(f"{name}.tsv.gz: {len(packed):,} bytes")
+
+
+def _random_dna(rng: np.random.Generator, at: float, length: int) -> str:
+    shares = [at / 2, at / 2, (1 - at) / 2, (1 - at) / 2]
+    return "".join(np.array(list("ATCG"))[rng.choice(4, size=length, p=shares)])
+
+
+def _mutated(rng: np.random.Generator, element: str) -> str:
+    kept = rng.random(len(element)) >= 0.05
+    return "".join(
+        a if k else str(rng.choice(list("ACGT"))) for a, k in zip(element, kept, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    main()

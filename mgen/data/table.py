@@ -1,0 +1,175 @@
+"""A table of sequences and labels: from files or the hub to memory-mapped rows and their splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+
+from mgen.config import Choice, InputError, nearest
+from mgen.data.splits import Splits
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+    from torch import Tensor
+
+CHUNK_BYTES = 8 << 20  # what a check looks at at once
+CHUNK_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Choice):
+    """Rows of sequences and labels: a file, a folder, a glob or a data set on the hub."""
+
+    name: Annotated[str, tyro.conf.arg(name="", metavar="NAME")] = ""  # preset, file or hub id
+    path: str = ""  # file, folder, glob or hub id; its rows are divided into splits
+    valid_path: str = ""  # more rows, all for validation
+    test_path: str = ""  # more rows, all for testing
+    subset: str = ""  # configuration of a hub data set
+    revision: str = "main"  # revision of a hub data set
+    x_col: str = "sequence"  # column of sequences
+    y_cols: tuple[str, ...] = ("label",)  # columns of labels
+    id_col: str = ""  # column of identifiers; empty: the column 'id', if there is one
+    split_col: str = ""  # column that names each row's split; empty: none
+    train_split: str = "train"  # value of the split column, stem of a file, or hub split; a+b joins
+    valid_split: str = "valid"  # likewise
+    test_split: str = "test"  # likewise
+    test_fraction: float = 0.2  # share of the training rows to test on if no test rows are named
+    valid_fraction: float = 0.1  # share of what is left to validate on if none are named
+    split_seed: int = 42  # seed of random splits and folds
+    folds: int = 0  # cross-validation with that many folds of the training rows; 0: none
+    fold: int = 0  # the fold to test on
+    fold_col: str = ""  # column that holds each row's fold, 0 to folds - 1; empty: random folds
+    valid_fold: bool = True  # validate on a fold of its own
+    valid_fold_offset: int = 1  # the fold to validate on, counted from the one to test on; 0: same
+    keep_classes: tuple[str, ...] = ()  # use only rows whose (first) label is one of these
+    truth_col: str = ""  # noise-free labels, where a simulated table has them: the ceiling
+
+    def switch(self, name: str) -> Table:
+        """The preset, file or hub data set `name`, with that data set's own settings."""
+        from mgen.data.zoo import table
+
+        return table(name)
+
+    def open(self, split: bool = True) -> Rows:
+        """Read the table. Without `split` no row is assigned to a split (prediction on any table).
+
+        Raises InputError if anything named (file, column, split) does not exist.
+        """
+        from mgen.data.opening import open_table
+
+        return open_table(self, split)
+
+    def labels(self, rows: Sequence[dict[str, Any]]) -> Tensor | None:
+        """The labels of rows as numbers (B, K), float32; None where the rows have none."""
+        import torch
+
+        cells = [[row.get(column) for column in self.y_cols] for row in rows]
+        if all(cell is None or cell == "" for row in cells for cell in row):
+            return None
+        numbers = [[_number(row.get(column), column) for column in self.y_cols] for row in rows]
+        return torch.tensor(numbers, dtype=torch.float32)
+
+
+def _number(value: Any, column: str) -> float:
+    if value is None or value == "":
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"column '{column}': {value!r} is not a number") from None
+
+
+class Rows:
+    """The rows of an opened table, in memory-mapped Arrow, and the row numbers of its splits.
+
+    A row's number is its 0-based place over all files: those of `path` by name, then `valid_path`,
+    then `test_path`. People are shown the file and the 1-based row in it (`where`).
+
+    Attributes:
+        table: the options it was opened with.
+        dataset: every row, a `datasets.Dataset`.
+        id_col: the column of identifiers, or "".
+        splits: row numbers, in order, of "train", "valid" and "test".
+        plan: how the splits came about, in a sentence.
+        digest: sha256 of the contents and of the options that decide what is used how.
+    """
+
+    def __init__(
+        self, table: Table, dataset: datasets.Dataset, sources: list[tuple[str, int, str]]
+    ) -> None:
+        self.table, self.dataset = table, dataset
+        self.names = [name for name, _, _ in sources]
+        self.starts = np.cumsum([0, *(size for _, size, _ in sources)])
+        self.id_col = table.id_col or ("id" if "id" in dataset.column_names else "")
+        self.splits: Splits = {}
+        self.plan = ""
+        self._contents = [digest for _, _, digest in sources]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def columns(self) -> list[str]:
+        return self.dataset.column_names
+
+    @property
+    def digest(self) -> str:
+        options = asdict(self.table)
+        for name in ("name", "path", "valid_path", "test_path"):
+            del options[name]  # a table that was moved is the same table
+        digest = hashlib.sha256(json.dumps([self._contents, options]).encode())
+        for name, rows in self.splits.items():
+            digest.update(name.encode() + rows.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def where(self, row: int) -> str:
+        """A row's file and number in it, for messages."""
+        source = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return f"{self.names[source]}, row {row - self.starts[source] + 1} (header not counted)"
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """The rows of these numbers, in this order, as dictionaries."""
+        columns = self.dataset[[int(i) for i in indices]]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def chunks(
+        self, columns: Sequence[str], indices: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """Stream (row numbers, columns) in blocks of a few megabytes, by rising row number."""
+        for column in columns:
+            self.require(column)
+        selected = self.dataset.select_columns(list(columns)).with_format("arrow")
+        size = CHUNK_BYTES * len(self) // max(selected.data.nbytes, 1)
+        size = min(max(size, 1), CHUNK_ROWS)
+        ordered = None if indices is None else np.sort(indices)
+        for start in range(0, len(self), size):
+            block = selected[start : start + size]
+            numbers = np.arange(start, start + block.num_rows)
+            if ordered is not None:
+                numbers = ordered[slice(*np.searchsorted(ordered, (start, start + block.num_rows)))]
+                block = block.take(numbers - start)
+            if len(numbers):
+                yield numbers, block
+
+    def require(self, column: str, flag: str = "") -> None:
+        """Raise InputError unless the column exists."""
+        if column in self.columns:
+            return
+        listed = ", ".join(f"'{name}'" for name in self.columns)
+        advice = f" Set --data.{flag}." if flag else ""
+        raise InputError(
+            f"{self.names[0]}: no column '{column}'; columns are {listed}."
+            f"{nearest(column, self.columns)}{advice}"
+        )
+
+    def values(self, column: str, flag: str = "") -> list[Any]:
+        """A whole column in memory; for short values only."""
+        self.require(column, flag)
+        return self.dataset.data.column(column).to_pylist()

@@ -1,0 +1,35 @@
+"""Named data sets. No torch here: listing the names is instant."""
+
+from typing import Any
+
+from mgen.config import InputError, nearest
+from mgen.data.table import Table
+from mgen.io.tables import is_table
+
+# Simulated by mgen/data/simulate.py, which states how each label came about.
+SIMULATED = {
+    "promoters_tiny": "regression: log strength of 1,250 simulated DNA promoters",
+    "promoter_classes_tiny": "three classes: sigma factor of 900 simulated DNA promoters",
+    "peptides_tiny": "two classes: activity of 900 simulated peptides",
+}
+TABLES = {
+    name: Table(
+        name=name,
+        path=f"bundled:{name}.tsv.gz",
+        truth_col="truth" if name.startswith("promoter") else "",
+    )
+    for name in SIMULATED
+}
+
+
+def table(name: str, **options: Any) -> Table:
+    """The data set `name` (a preset, a file, a folder or a hub id), with `options` on top."""
+    preset = TABLES.get(name)
+    if preset is None:
+        if not ("/" in name or is_table(name)):
+            raise InputError(
+                f"no data set '{name}'.{nearest(name, TABLES)} Known: {', '.join(TABLES)}; a file "
+                "or folder (./name) and a hub data set (owner/name) work too."
+            )
+        preset = Table(name=name, path=name)
+    return Table(**{**vars(preset), **options})

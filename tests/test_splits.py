@@ -1,0 +1,219 @@
+"""Splits equal the published ones, and every row lands where the options say."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from conftest import golden
+
+from mgen.config import InputError
+from mgen.data import Table, labels, splits
+
+FIXTURE = "tasks/splits_and_folds"
+
+
+def cases() -> list:
+    return json.loads((golden(FIXTURE) / "outputs.json").read_text())["cases"]
+
+
+def opened(case: dict, folder) -> tuple:
+    """The table of the fixture, opened with the options that say what the case's arguments say."""
+    content = json.loads((golden(FIXTURE) / "outputs.json").read_text())
+    columns = ["labels", "y2", "cls", "fold"]
+    lines = [",".join(["sequence", *columns])]
+    for cells in zip(*(content[name] for name in columns), strict=True):
+        lines.append(",".join(["A", *map(str, cells)]))
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    args = dict(case["args"])
+    y_cols = args.pop("y_col", "labels")
+    args.pop("normalize", None)
+    if args.pop("cv_replace_val_fold_as_test_fold", False):
+        args.pop("cv_enable_val_fold", None)
+        args["cv_val_offset"] = 0
+    names = {
+        "random_seed": "split_seed",
+        "test_split_size": "test_fraction",
+        "valid_split_size": "valid_fraction",
+        "cv_num_folds": "folds",
+        "cv_test_fold_id": "fold",
+        "cv_fold_id_col": "fold_col",
+        "cv_val_offset": "valid_fold_offset",
+        "cv_enable_val_fold": "valid_fold",
+        "class_filter": "keep_classes",
+    }
+    options = {names[key]: value for key, value in args.items()}
+    if "keep_classes" in options:
+        options["keep_classes"] = tuple(map(str, np.atleast_1d(options["keep_classes"])))
+    y_cols = (y_cols,) if isinstance(y_cols, str) else tuple(y_cols)
+    return Table(path=str(folder / "table.csv"), y_cols=y_cols, **options).open(), content
+
+
+def test_golden_splits_and_folds_have_the_published_rows_in_order(tmp_path):
+    for case in cases():
+        rows, _ = opened(case, tmp_path)
+        found = {name: indices.tolist() for name, indices in rows.splits.items()}
+        assert found == {name: case[name] for name in found}, case["args"]
+
+
+def test_golden_label_statistics_give_the_published_normalised_labels(tmp_path):
+    for case in cases():
+        if "class_weight" in case:
+            continue
+        rows, _ = opened(case, tmp_path)
+        found = labels.numbers(rows, rows.table.y_cols, rows.splits["train"])
+        if case["args"].get("normalize", True):
+            used = np.concatenate([rows.splits["train"], rows.splits["valid"]])
+            mean, std = labels.statistics(rows, rows.table.y_cols, used)
+            found = (found - mean) / std
+        head = np.array(case["train_labels_head"])
+        np.testing.assert_allclose(found[: len(head)], head, rtol=1e-9, atol=1e-12)
+        assert list(found.shape) == case["train_labels_shape"]
+
+
+def test_golden_class_weights_and_labels_are_the_published_ones(tmp_path):
+    weighted = [case for case in cases() if "class_weight" in case]
+    for case in weighted:
+        rows, content = opened(case, tmp_path)
+        names = [str(i) for i in range(max(content["cls"]) + 1)]
+        ids = labels.class_ids(rows, "cls", names, rows.splits["train"])
+        weights = labels.class_weights(ids, len(case["class_weight"]))
+        head = case["train_labels_head"]
+        assert ids[: len(head)].tolist() == head
+        np.testing.assert_allclose(weights, np.array(case["class_weight"], dtype=float), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "fraction", "seed"), [(53, 0.2, 42), (10, 0.01, 0), (7, 0.5, 3)])
+def test_random_split_equals_that_of_the_datasets_library(size, fraction, seed):
+    expected = datasets.Dataset.from_dict({"row": list(range(size))}).train_test_split(
+        test_size=fraction, seed=seed
+    )
+    rest, drawn = splits.by_fraction(np.arange(size), fraction, seed)
+    assert (rest.tolist(), drawn.tolist()) == (expected["train"]["row"], expected["test"]["row"])
+
+
+def test_random_folds_hold_each_row_once_and_the_last_takes_the_rest():
+    folds = splits.random_folds(13, 5, seed=1)
+    assert [len(fold) for fold in folds] == [2, 2, 2, 2, 5]
+    assert sorted(np.concatenate(folds)) == list(range(13))
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 20])
+def test_a_share_outside_0_to_1_is_refused(fraction):
+    with pytest.raises(InputError, match="at least 0 and below 1"):
+        splits.by_fraction(np.arange(10), fraction, 0)
+
+
+def test_a_split_that_would_take_all_rows_is_refused():
+    with pytest.raises(InputError, match="1 rows cannot be divided"):
+        splits.by_fraction(np.arange(1), 0.2, 0)
+
+
+def test_a_fold_column_must_hold_exactly_the_fold_numbers():
+    with pytest.raises(InputError, match="holds '0', '2', expected exactly 0 to 1"):
+        splits.named_folds(["0", "2"], 2)
+
+
+def test_a_fold_beyond_the_last_is_refused():
+    with pytest.raises(InputError, match="--data.fold 3: the folds are 0 to 2"):
+        splits.by_fold(np.arange(9), splits.random_folds(9, 3, 0), 3, True, 1)
+
+
+def table(folder, text: str, name: str = "t.csv", **options) -> Table:
+    (folder / name).write_text(text)
+    return Table(**{"path": str(folder / name), **options})
+
+
+SPLIT = "sequence,label,split\nA,1,train\nC,2,{}\nG,3,test\nT,4,train\n"
+
+
+def test_a_split_column_names_each_rows_split(tmp_path):
+    rows = table(tmp_path, SPLIT.format("valid"), split_col="split").open()
+    assert {k: v.tolist() for k, v in rows.splits.items()} == {
+        "train": [0, 3],
+        "valid": [1],
+        "test": [2],
+    }
+
+
+def test_a_misspelt_split_name_does_not_silently_carve_a_split(tmp_path):
+    with pytest.raises(InputError, match=r"no rows for valid named 'valid'; found: .*'validation'"):
+        table(tmp_path, SPLIT.format("validation"), split_col="split").open()
+
+
+def test_split_names_joined_by_plus_are_used_together(tmp_path):
+    options = {"split_col": "split", "train_split": "train+extra", "valid_fraction": 0}
+    rows = table(tmp_path, SPLIT.format("extra"), **options).open()
+    assert rows.splits["train"].tolist() == [0, 3, 1]
+
+
+def test_an_unnamed_split_is_drawn_and_the_plan_says_so(tmp_path):
+    text = "sequence,label\n" + "A,1\n" * 1000
+    assert table(tmp_path, text).open().plan == (
+        "test: 0.2 of 1,000 rows at random, seed 42; valid: 0.1 of 800 rows at random, seed 42; "
+        "rows: 720 train, 80 valid, 200 test"
+    )
+
+
+def test_files_of_a_folder_become_the_splits_they_are_named_after(tmp_path):
+    for name, row in (("train.csv", "A,1"), ("valid.csv", "C,2"), ("test.csv", "G,3")):
+        (tmp_path / name).write_text(f"sequence,label\n{row}\n")
+    (tmp_path / "README.md").write_text("not a table")
+    rows = Table(path=str(tmp_path)).open()
+    found = {name: rows.take(indices)[0]["sequence"] for name, indices in rows.splits.items()}
+    assert found == {"train": "A", "valid": "C", "test": "G"}
+
+
+def test_files_of_a_glob_without_split_names_are_one_table(tmp_path):
+    for i in range(3):
+        (tmp_path / f"part{i}.csv").write_text("sequence,label\n" + f"A,{i}\n" * 10)
+    rows = Table(path=str(tmp_path / "part*.csv"), test_fraction=0, valid_fraction=0).open()
+    labels_in_order = "".join(row["label"] for row in rows.take(rows.splits["train"]))
+    assert labels_in_order == "0" * 10 + "1" * 10 + "2" * 10
+
+
+def test_rows_of_test_path_are_the_test_split(tmp_path):
+    (tmp_path / "held_out.tsv").write_text("sequence\tlabel\nG\t3\n")
+    options = {"test_path": str(tmp_path / "held_out.tsv"), "valid_fraction": 0}
+    rows = table(tmp_path, "sequence,label\nA,1\nC,2\n", **options).open()
+    assert rows.take(rows.splits["test"]) == [{"sequence": "G", "label": "3"}]
+    assert rows.where(2).endswith("held_out.tsv, row 1 (header not counted)")
+
+
+def test_test_rows_from_two_places_are_refused(tmp_path):
+    (tmp_path / "other.csv").write_text("sequence,label\nG,3\n")
+    options = {"split_col": "split", "test_path": str(tmp_path / "other.csv")}
+    with pytest.raises(InputError, match="test rows come both from --data.test-path"):
+        table(tmp_path, SPLIT.format("valid"), **options).open()
+
+
+def test_folds_use_all_rows_not_what_the_fractions_leave(tmp_path):
+    rows = table(tmp_path, "sequence,label\n" + "A,1\n" * 50, folds=5).open()
+    assert [len(rows.splits[name]) for name in ("train", "valid", "test")] == [30, 10, 10]
+
+
+def test_without_splits_any_table_opens(tmp_path):
+    assert len(table(tmp_path, "sequence\nA\n", split_col="absent").open(split=False)) == 1
+
+
+def test_hub_splits_are_assigned_by_name(monkeypatch, tmp_path):
+    parts = {
+        name: datasets.Dataset.from_dict({"sequence": [letter], "label": [1.0]})
+        for name, letter in (("train", "A"), ("validation", "C"), ("test", "G"))
+    }
+    asked = {}
+
+    def load_dataset(path, **options):
+        asked.update(path=path, **options)
+        return datasets.DatasetDict(parts)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = Table(path="owner/name", subset="s", revision="r", valid_split="validation").open()
+    assert asked == {"path": "owner/name", "name": "s", "revision": "r"}
+    assert [rows.splits[name].tolist() for name in ("train", "valid", "test")] == [[0], [1], [2]]
+    assert rows.where(1) == "owner/name [validation], row 1 (header not counted)"
+
+
+def test_a_hub_data_set_without_network_says_what_to_do():
+    with pytest.raises(InputError, match="owner/name: no such file, and not to be had .* download"):
+        Table(path="owner/name").open()
