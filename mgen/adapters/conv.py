@@ -1,0 +1,57 @@
+"""Convolutional adapter. B batch, L tokens, D width, C channels, K outputs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgen.adapters import ADAPTERS
+from mgen.adapters.pooling import max_pool, mean_pool, positions
+from mgen.config import InputError
+
+
+@ADAPTERS.register("conv")
+class Conv(nn.Module):
+    """Small 1-D CNN over the tokens, then a linear layer on its maximum and mean. Not published.
+
+    Masked positions are zeroed before every convolution: they look like the zeros beyond the ends
+    of a sequence, so padding never changes the outputs. hidden (B, L, D) -> (B, K).
+
+    Args:
+        channels: width of each convolution.
+        kernel_size: tokens under one filter, odd.
+        layers: convolutions, each followed by GELU; the second and later ones are residual.
+        dropout: probability of dropping a pooled value.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        *,
+        channels: int = 64,
+        kernel_size: int = 9,
+        layers: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        if kernel_size % 2 == 0 or layers < 1:
+            raise InputError(
+                f"conv needs an odd --adapter.kernel-size and at least one of --adapter.layers, "
+                f"found {kernel_size} and {layers}."
+            )
+        super().__init__()
+        widths = [width] + [channels] * layers
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(before, after, kernel_size, padding=kernel_size // 2)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(2 * channels, outputs)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        masked = ~positions(hidden, mask).mT  # (B, 1, L)
+        hidden = hidden.mT.to(self.linear.weight.dtype)  # (B, D, L)
+        for index, convolution in enumerate(self.convolutions):
+            signal = F.gelu(convolution(hidden.masked_fill(masked, 0)))  # (B, C, L)
+            hidden = hidden + signal if index else signal
+        pooled = torch.cat([max_pool(hidden.mT, mask), mean_pool(hidden.mT, mask)], dim=-1)
+        return self.linear(self.dropout(pooled.to(self.linear.weight.dtype)))
