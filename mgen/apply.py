@@ -1,0 +1,92 @@
+"""A trained run from Python: what `predict --run` does, in three lines."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mgen.config import InputError
+from mgen.data.batches import Batch, loader, plan
+from mgen.loop import in_order
+from mgen.task import Task
+from mgen.train import existing_run, load_task
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+class Run:
+    """A finished or interrupted run and the weights of one of its checkpoints.
+
+    Attributes: `task`, the model; `cfg`, the run's settings.
+    """
+
+    def __init__(
+        self, folder: str | Path, checkpoint: str = "best", recipe: str | Path = ""
+    ) -> None:
+        folder = existing_run(str(folder))
+        if not recipe:
+            # A name, never a path: a run directory must not decide which code is run.
+            name = json.loads((folder / "environment.json").read_text())[-1]["recipe"]
+            recipe = RECIPES / f"{Path(name).name}.py"
+        module = _module(Path(recipe))
+        tasks = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, Task) and value is not Task
+        ]
+        if len(tasks) != 1 or not hasattr(module, "Config"):
+            raise InputError(f"{recipe}: expected one Task and a Config in a recipe")
+        self.task = load_task(tasks[0], module.Config, folder, checkpoint)
+        self.cfg = self.task.cfg
+
+    def predict(self, rows: Sequence[str] | Sequence[dict[str, Any]]) -> dict[str, list]:
+        """Columns of predictions, one entry per row and in the order of `rows`.
+
+        `rows` are sequences, or dicts with the run's sequence column. Raises InputError for letters
+        the model does not know and for sequences that are too long.
+        """
+        column = self.cfg.data.x_col
+        table = _Listed([{column: row} if isinstance(row, str) else row for row in rows])
+        lengths = np.array([len(row[column]) for row in table.rows], dtype=np.int64)
+        train = self.cfg.train
+        cut = plan(lengths, train.batch_size, train.batch_tokens)
+        batches = [Batch(tuple(map(int, numbers)), train.seed) for numbers in cut]
+        pieces = []
+        with torch.inference_mode():
+            for batch in loader(table, batches, self.task.collator()):
+                columns = self.task.predictions(self.task(batch), batch)
+                pieces.append({"row": batch["row"], **columns})
+        if not pieces:
+            return {}
+        joined = in_order(pieces, table, ())
+        del joined["row"]
+        return {
+            name: value.tolist() if isinstance(value, torch.Tensor) else value
+            for name, value in joined.items()
+        }
+
+
+class _Listed:
+    """Rows in memory, as the loader takes them."""
+
+    def __init__(self, rows: list[dict]) -> None:
+        self.rows = rows
+
+    def take(self, numbers: Sequence[int]) -> list[dict]:
+        return [self.rows[number] for number in numbers]
+
+
+def _module(file: Path):
+    if not file.is_file():
+        raise InputError(f"{file}: no such recipe; pass recipe=<its file>")
+    if file.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+    return sys.modules[file.stem]

@@ -1,0 +1,273 @@
+"""Checkpoints: written whole or not at all, checked when read; and what a run directory holds."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+
+from mgen.config import InputError
+
+MANIFEST = "complete.json"  # written last: size and SHA-256 of every other file
+OURS, PEFT = "backbone.model.", "base_model.model."  # where a LoRA matrix's name starts
+
+
+# --------------------------------------------------------------------------- one checkpoint
+
+
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> Path:
+    """Write `folder/step-<n>`: `tensors` as <name>.safetensors, dicts in `state` as <name>.json.
+
+    Everything goes to a temporary sibling, is synced to disk and listed in a manifest; then the
+    sibling takes its name. Killed at any instant, this leaves a complete checkpoint or none.
+    """
+    from safetensors.torch import save_file
+
+    final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, group in tensors.items():
+        # Contiguous copies: tied or sliced tensors may share storage, which the format refuses.
+        whole = {key: value.detach().cpu().contiguous().clone() for key, value in group.items()}
+        save_file(whole, partial / f"{name}.safetensors")
+    for name, content in state.items():
+        (partial / f"{name}.json").write_text(json.dumps(content, indent=1))
+    files = sorted(partial.iterdir())
+    manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in files}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in [*files, partial / MANIFEST, partial]:
+        sync(file)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    sync(folder)
+    return final
+
+
+def fault(checkpoint: Path) -> str:
+    """Why a checkpoint cannot be trusted, or "" if it is complete and unchanged."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        for name, entry in manifest.items():
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != entry["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+            if _digest(file) != entry["sha256"]:
+                return f"{name} has changed since it was written"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return ""
+
+
+def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors and the state of a complete checkpoint. Raises InputError if it is damaged."""
+    from safetensors.torch import load_file
+
+    if problem := fault(checkpoint):
+        raise InputError(f"checkpoint {checkpoint}: {problem}")
+    tensors = {f.stem: load_file(f) for f in sorted(checkpoint.glob("*.safetensors"))}
+    names = sorted(f for f in checkpoint.glob("*.json") if f.name != MANIFEST)
+    return tensors, {f.stem: json.loads(f.read_text()) for f in names}
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint, and what is wrong with each newer one."""
+    problems = []
+    for checkpoint in sorted(folder.glob("step-*"), key=step_of, reverse=True):
+        problem = fault(checkpoint)
+        if not problem:
+            return checkpoint, problems
+        problems.append(f"{checkpoint.name} is not used: {problem}")
+    return None, problems
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def link(folder: Path, name: str, step: int) -> None:
+    """Make `folder/<name>` point to `step-<n>`, atomically."""
+    partial = folder / f".{name}.partial"
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(f"step-{step}")
+    os.replace(partial, folder / name)
+
+
+def prune(folder: Path, keep: int, always: set[int]) -> None:
+    """Delete all but the `keep` newest checkpoints and the steps in `always`."""
+    for checkpoint in sorted(folder.glob("step-*"), key=step_of)[:-keep]:
+        if step_of(checkpoint) not in always:
+            shutil.rmtree(checkpoint)
+
+
+# --------------------------------------------------------------------------- what is saved
+
+
+def trained(task: nn.Module) -> dict[str, Tensor]:
+    """What training may change: trainable parameters, and the buffers a module keeps."""
+    parameters = task.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in parameters if not parameter.requires_grad}
+    return {name: value for name, value in task.state_dict().items() if name not in frozen}
+
+
+def fingerprint(task: nn.Module, frozen_only: bool = True) -> str:
+    """SHA-256 over name, type, shape and bytes of the (frozen) parameters; "" if there are none."""
+    digest, any_ = hashlib.sha256(), False
+    for name, parameter in sorted(task.named_parameters()):
+        if frozen_only and parameter.requires_grad:
+            continue
+        any_ = True
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest() if any_ else ""
+
+
+def restore(task: nn.Module, tensors: dict, saved: dict, sha256: str, path: Path) -> None:
+    """Put the weights of checkpoint `path`, as `load` gave them, into `task`.
+
+    `sha256` is the fingerprint of the task's frozen parameters. Raises InputError if those are not
+    the ones the run was trained on, or if anything is missing, left over or of another shape.
+    """
+    if saved["backbone"]["frozen_parameters_sha256"] != sha256:
+        raise InputError(
+            f"{path}: was trained on other backbone weights than those loaded now. Use the same "
+            "backbone, revision and dtype, or the same seed if they were random"
+        )
+    state = dict(tensors["model"])
+    for key, value in tensors.get("adapter_model", {}).items():
+        layer, _, weight = key.rpartition(".")
+        state[f"{layer.replace(PEFT, OURS, 1)}.default.{weight}"] = value
+    own = {name: tuple(value.shape) for name, value in trained(task).items()}
+    read = {name: tuple(value.shape) for name, value in state.items()}
+    if own != read:
+        wrong = sorted(set(own.items()) ^ set(read.items()))[:5]
+        raise InputError(f"{path}: does not fit these settings, first at {wrong}")
+    task.load_state_dict(state, strict=False)  # complete by the comparison above
+
+
+def split_lora(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """LoRA matrices under the names that peft gives them in its own files, the rest as it is."""
+    lora = {key: value for key, value in state.items() if ".lora_" in key}
+    files = {"model": {key: value for key, value in state.items() if key not in lora}}
+    if lora:
+        files["adapter_model"] = {
+            key.replace(OURS, PEFT, 1).replace(".default", ""): value for key, value in lora.items()
+        }
+    return files
+
+
+def lora_config(task: nn.Module) -> dict[str, dict]:
+    """peft's adapter_config.json of the LoRA matrices in a task; nothing without them."""
+    configs = [vars(m)["peft_config"] for m in task.modules() if "peft_config" in vars(m)]
+    if not configs:
+        return {}
+    config = configs[0]["default"]
+    plain = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    return {"adapter_config": json.loads(json.dumps(plain, default=str))}
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, names: dict) -> dict[str, Tensor]:
+    """Optimiser state as `<parameter>/<entry>` tensors; `names` maps parameters to names."""
+    return {
+        f"{names[parameter]}/{entry}": value
+        for parameter, entries in optimiser.state.items()
+        for entry, value in entries.items()
+    }
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer, names: dict, tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `optimiser_tensors`."""
+    parameters = {name: parameter for parameter, name in names.items()}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        parameter = parameters[name]
+        device = "cpu" if entry == "step" else parameter.device
+        optimiser.state[parameter][entry] = value.to(device)
+
+
+# --------------------------------------------------------------------------- files of a run
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON whole or not at all; numbers that are not finite, which it lacks, become null."""
+    write_text(file, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """`content` with None for every number that is not finite."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    sync(partial)
+    os.replace(partial, file)
+
+
+def cut_metrics(file: Path, step: int) -> None:
+    """Drop the lines of `metrics.jsonl` after `step`, and a line cut short by a kill."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # only the last line can be cut short
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    write_text(file, "".join(line + "\n" for line in kept))
+
+
+def lock(folder: Path) -> TextIO:
+    """Hold the run directory until the returned file is closed or the process ends.
+
+    Raises InputError if another process holds it.
+    """
+    file = open(folder / ".lock", "w")  # noqa: SIM115  (held open on purpose)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"{folder}: another process is writing to this run") from None
+    return file
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> Iterable[str]:
+    """The settings in which two nested configs differ, as `name: old -> new`."""
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}: {a!r} -> {b!r}"
+
+
+def sync(path: Path) -> None:
+    """Flush a file's or a folder's content to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,539 @@
+"""The loop: optimiser steps, evaluations, checkpoints; and one pass over rows without training.
+
+Everything a run needs to go on from any step is in `State`, the weights, the optimiser and the
+random state; which rows come next follows from the seed, the epoch and the place in it.
+"""
+
+import itertools
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgen import checkpoint
+from mgen.config import InputError
+from mgen.data.batches import Batch, loader, plan
+from mgen.metrics import results
+from mgen.predictions import Writer, blocks
+from mgen.report import console, number, progress, warn
+from mgen.task import Task
+
+BLOCK_TOKENS = 2**18  # tokens per block of a prediction file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How a run trains and evaluates."""
+
+    epochs: int = 10  # passes over the training rows
+    max_steps: int = 0  # optimiser steps, whatever the epochs; 0: set by epochs
+    batch_size: int = 32  # rows per batch at most
+    batch_tokens: int = 16384  # tokens per batch at most, padding included; 0: no limit
+    accumulate: int = 1  # batches per optimiser step
+    lr: float = 1e-4  # learning rate of AdamW
+    weight_decay: float = 0.01  # of AdamW
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    clip: float = 1.0  # largest 2-norm of the gradient; 0: no clipping
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"  # of the learning rate
+    warmup_steps: int = 0  # steps of linear warm-up
+    warmup_ratio: float = 0.0  # the same as a share of all steps, if warmup_steps is 0
+    precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
+    seed: int = 42  # of weights, order and dropout
+    workers: int = 2  # processes that read and tokenise; 0: none besides this one
+    eval_every: int = 0  # steps between evaluations; 0: after each epoch
+    save_every: int = 0  # steps between checkpoints besides those at evaluations
+    keep: int = 2  # newest checkpoints kept besides the best
+    monitor: str = "loss"  # validation metric that decides which checkpoint is best
+    patience: int = 0  # evaluations without a better one before training stops; 0: never
+    log_every: int = 10  # steps between lines of metrics.jsonl
+
+
+@dataclass
+class State:
+    """Where a run stands after `step` optimiser steps."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0  # batches of this epoch already used, over all processes
+    evaluated: int = -1  # step of the last evaluation
+    best: int = -1  # step of the best evaluation
+    best_value: float = math.nan
+    worse: int = 0  # evaluations since the best one
+    stopped: bool = False  # early, by patience
+    processes: int = 1
+    since_log: dict[str, float] = field(default_factory=dict)  # sums for the next log line
+
+
+class NotFinite(RuntimeError):
+    """Loss or gradient is not finite: the run stopped before the optimiser step."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Signals:
+    """Turns SIGINT and SIGTERM into a flag that is looked at between batches."""
+
+    def __enter__(self) -> "Signals":
+        self.number = 0
+        self.old = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for signum, handler in self.old.items():
+            signal.signal(signum, handler)
+
+    def _note(self, number: int, frame) -> None:
+        self.number = number
+        signal.signal(number, self.old[number])  # a second one stops at once
+
+    def check(self) -> None:
+        if self.number:
+            raise Interrupted(self.number)
+
+
+def lr_factor(step: int, total: int, train: Train) -> float:
+    """Learning rate at optimiser step `step` (from 0) of `total`, as a share of the base rate.
+
+    Linear warm-up from 0 over W steps, then constant, linear to 0 or half a cosine to 0, where the
+    published schedules' cosine would rise again past the end this one stays at 0.
+    """
+    warmup = train.warmup_steps or math.floor(train.warmup_ratio * total)
+    if step < warmup:
+        return step / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    if train.schedule == "linear":
+        return 1.0 - done
+    return 0.5 * (1.0 + math.cos(math.pi * done)) if train.schedule == "cosine" else 1.0
+
+
+def summed(loss: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum of the losses and their number, or with weights weighted sum and sum of weights."""
+    if isinstance(loss, tuple):
+        losses, weights = loss
+        return (losses * weights).sum(), weights.sum()
+    return loss.sum(), torch.tensor(float(loss.numel()), device=loss.device)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+
+
+class Fit:
+    """One training run in `folder`: `run()` trains from where the state stands to the end."""
+
+    def __init__(self, task: Task, rows, lengths: np.ndarray, train: Train, folder: Path) -> None:
+        from accelerate import Accelerator
+
+        self.task, self.rows, self.lengths, self.train = task, rows, lengths, train
+        self.folder, self.checkpoints = folder, folder / "checkpoints"
+        self.accelerator = Accelerator(mixed_precision=train.precision)
+        self.world = self.accelerator.num_processes
+        self.state, self.saved = State(processes=self.world), (0, -1)
+        self.fingerprint = checkpoint.fingerprint(task)
+        named = [(n, p) for n, p in task.named_parameters() if p.requires_grad]
+        self.names = {parameter: name for name, parameter in named}
+        # The sizes of batches depend on the shuffle, so the number of steps is counted out.
+        per_step = train.accumulate * self.world
+        self.total = train.max_steps or sum(
+            -(-len(self.plan(epoch)) // per_step) for epoch in range(train.epochs)
+        )
+        self.model, self.optimiser = self.task.to(self.accelerator.device), None
+        if self.names:
+            optimiser = torch.optim.AdamW(
+                self.names,
+                lr=train.lr,
+                betas=train.betas,
+                weight_decay=train.weight_decay,
+                fused=self.accelerator.device.type in ("cpu", "cuda"),
+            )
+            self.model, self.optimiser = self.accelerator.prepare(self.model, optimiser)
+        torch.manual_seed(train.seed + self.accelerator.process_index)  # dropout
+
+    # ------------------------------------------------------------- which rows when
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        train, rows = self.train, self.rows.splits["train"]
+        seed = (train.seed, epoch)
+        cut = plan(self.lengths[rows], train.batch_size, train.batch_tokens, seed)
+        return [rows[positions] for positions in cut]
+
+    def groups(self) -> Iterator[tuple[int, int, list[Batch]]]:
+        """(epoch, batches of it used after this step, this process's batches), step by step."""
+        per_step, rank = self.train.accumulate * self.world, self.accelerator.process_index
+        state, end = self.state.index, self.total - self.state.step
+        for epoch in itertools.count(self.state.epoch):
+            cut = self.plan(epoch)
+            for start in range(state, len(cut), per_step):
+                if end == 0:
+                    return
+                end -= 1
+                group = [
+                    Batch(tuple(map(int, rows)), batch_seed(self.train.seed, epoch, start + i))
+                    for i, rows in enumerate(cut[start : start + per_step])
+                ]
+                # Every process takes as many batches: the missing ones count nothing.
+                filler = Batch(group[0].rows, group[0].seed, counts=False)
+                group += [filler] * (-len(group) % self.world)
+                after = min(start + per_step, len(cut))
+                last = after == len(cut)
+                yield epoch + last, 0 if last else after, group[rank :: self.world]
+            state = 0
+
+    def load(self, batches) -> Iterator[dict]:
+        made = loader(
+            self.rows,
+            batches,
+            self.task.collator(),
+            self.train.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        return (to_device(batch, self.accelerator.device) for batch in made)
+
+    # ------------------------------------------------------------- training
+
+    def run(self) -> State:
+        state, train = self.state, self.train
+        console.print(f"training: {self.total} steps from step {state.step}")
+        if state.step == 0 and state.evaluated < 0:
+            first = [Batch(tuple(map(int, rows)), train.seed) for rows in self.plan(0)]
+            self.task.initialise(lambda: self.load(first))
+        random_state = torch.get_rng_state()
+        batches = self.load(batch for _, _, group in self.groups() for batch in group)
+        torch.set_rng_state(random_state)
+        groups, clock = self.groups(), time.perf_counter()
+        self.task.train()
+        with Signals() as signals, progress("fit", self.total, state.step) as bar:
+            try:
+                while True:
+                    if self.due() and state.evaluated != state.step:
+                        self.evaluate(signals)
+                        self.save()
+                    elif train.save_every and state.step % train.save_every == 0:
+                        self.save()
+                    if state.step >= self.total or state.stopped:
+                        break
+                    signals.check()
+                    epoch, index, group = next(groups)
+                    row = self.step(group, [next(batches) for _ in group])
+                    state.step, state.epoch, state.index = state.step + 1, epoch, index
+                    if state.step % train.log_every == 0 or state.step == self.total:
+                        row, clock = self.log_train(row, clock)
+                        bar(state.step, f"loss {number(row['loss'])}")
+            except Interrupted as stop:
+                self.save()
+                console.print(f"{stop}: saved step {state.step}; continue with --resume")
+                raise
+        return state
+
+    def step(self, group: list[Batch], batches: list[dict]) -> dict[str, float]:
+        """One optimiser step over `batches`; gradients are those of the mean over all that counts.
+
+        Raises NotFinite before the weights change.
+        """
+        accelerator, train = self.accelerator, self.train
+        loss = count = unit = None
+        for i, (planned, batch) in enumerate(zip(group, batches, strict=True)):
+            last = i == len(group) - 1
+            with accelerator.no_sync(self.model) if not last else _nothing():
+                with accelerator.autocast():
+                    part, number_ = summed(self.task.loss(self.model(batch), batch))
+                if not planned.counts:
+                    part, number_ = part * 0, number_ * 0
+                number_ = accelerator.reduce(number_) if self.world > 1 else number_
+                unit = number_ if unit is None else unit
+                accelerator.backward(part / unit)
+            part = part.detach()
+            loss, count = (part, number_) if loss is None else (loss + part, count + number_)
+        # So far: gradients of sum / unit, averaged over processes. Wanted: of sum / count.
+        if self.world > 1 or len(group) > 1:
+            for parameter in self.names:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.world * unit / count)
+        if self.state.step == 0:
+            self.check_gradients()
+        norm = accelerator.clip_grad_norm_(self.names, train.clip or math.inf)
+        loss = accelerator.reduce(loss) if self.world > 1 else loss
+        if not (torch.isfinite(loss) and (accelerator.scaler or torch.isfinite(norm))):
+            raise NotFinite(self.where(loss, norm, batches))
+        factor = lr_factor(self.state.step, self.total, train)
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = train.lr * factor
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        since = self.state.since_log
+        masks = [b["attention_mask"] for b in batches if "attention_mask" in b]
+        for key, value in {
+            "loss": loss.item(),
+            "count": count.item(),
+            "tokens": float(sum(mask.sum().item() for mask in masks)),
+            "padded_tokens": float(sum(mask.numel() for mask in masks)),
+        }.items():
+            since[key] = since.get(key, 0.0) + value
+        return {"lr": train.lr * factor, "grad_norm": norm.item()}
+
+    def check_gradients(self) -> None:
+        """Raises RuntimeError if a LoRA matrix that should train gets no gradient."""
+        idle = [n for p, n in self.names.items() if "lora_" in n and p.grad is None]
+        if idle:
+            raise RuntimeError(f"LoRA matrices without a gradient: {', '.join(idle[:5])}")
+
+    def where(self, loss: Tensor, norm: Tensor, batches: list[dict]) -> str:
+        rows = [row for batch in batches for row in batch["row"].tolist()]
+        return (
+            f"step {self.state.step + 1}: loss sum {loss.item()}, gradient norm {norm.item()}; "
+            f"seed {self.train.seed}; rows of this step: "
+            + "; ".join(self.rows.where(row) for row in rows[:8])
+            + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+            + ". Nothing was changed by this step. Lower --train.lr, or look at these rows."
+        )
+
+    # ------------------------------------------------------------- evaluation and files
+
+    def due(self) -> bool:
+        state, every = self.state, self.train.eval_every
+        if state.step == self.total or state.stopped:
+            return True
+        return state.step > 0 and (state.step % every == 0 if every else state.index == 0)
+
+    def evaluate(self, signals: Signals) -> None:
+        """Evaluate on the validation rows; note whether this is the best step so far."""
+        state, train = self.state, self.train
+        before, state.evaluated = state.evaluated, state.step
+        if not len(self.rows.splits["valid"]):
+            state.best = state.step
+            return
+        try:
+            metrics = self.task.metrics()
+            values, _ = infer(
+                self.task, self.rows, "valid", self.lengths, train, self.accelerator,
+                metrics=metrics, check=signals.check,
+            )  # fmt: skip
+        except Interrupted:
+            state.evaluated = before
+            raise
+        finally:
+            self.task.train()
+        higher = train.monitor != "loss" and metrics[train.monitor].higher_is_better
+        value = values[train.monitor]
+        better = value > state.best_value if higher else value < state.best_value
+        if better or state.best < 0 or math.isnan(state.best_value):
+            state.best, state.best_value, state.worse = state.step, value, 0
+        else:
+            state.worse += 1
+            state.stopped = 0 < train.patience <= state.worse
+        self.log({"step": state.step, "epoch": state.epoch, "split": "valid", **values})
+        text = ", ".join(f"{key} {number(value)}" for key, value in values.items())
+        star = " (best so far)" if state.best == state.step else ""
+        console.print(f"step {state.step}, epoch {state.epoch}: valid {text}{star}")
+        if state.stopped:
+            console.print(f"stopped early: {train.monitor} no better for {state.worse} evaluations")
+
+    def log_train(self, row: dict, clock: float) -> tuple[dict, float]:
+        """Write the mean since the last line; times and rates in a field of their own."""
+        since, now = self.state.since_log, time.perf_counter()
+        self.state.since_log = {}
+        row = {
+            "step": self.state.step,
+            "epoch": self.state.epoch,
+            "split": "train",
+            "loss": since["loss"] / since["count"],
+            **row,
+            "tokens": int(since["tokens"]),
+            "padding": round(1 - since["tokens"] / max(since["padded_tokens"], 1), 4),
+            "time": {
+                "seconds": round(now - clock, 4),
+                "tokens_per_second": round(since["tokens"] / max(now - clock, 1e-9)),
+            },
+        }
+        self.log(row)
+        return row, now
+
+    def log(self, row: dict) -> None:
+        if self.accelerator.is_main_process:
+            with (self.folder / "metrics.jsonl").open("a") as stream:
+                stream.write(json.dumps(checkpoint.finite(row)) + "\n")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, point `best` and `last` to theirs, drop old ones."""
+        state = self.state
+        if self.saved == (state.step, state.evaluated):
+            return
+        self.saved = (state.step, state.evaluated)
+        states = self._random_states()
+        if self.accelerator.is_main_process:
+            if (self.folder / "metrics.jsonl").exists():
+                checkpoint.sync(self.folder / "metrics.jsonl")
+            tensors = checkpoint.split_lora(checkpoint.trained(self.task))
+            if self.optimiser:
+                tensors["optimizer"] = checkpoint.optimiser_tensors(
+                    self.optimiser.optimizer, self.names
+                )
+            tensors["random"] = states
+            saved = {
+                "state": asdict(state),
+                "facts": self.task.facts,
+                "backbone": {"frozen_parameters_sha256": self.fingerprint},
+            }
+            if self.accelerator.scaler:
+                saved["scaler"] = self.accelerator.scaler.state_dict()
+            saved |= checkpoint.lora_config(self.task)
+            checkpoint.save(self.checkpoints, state.step, tensors, saved)
+            checkpoint.link(self.checkpoints, "last", state.step)
+            if state.best >= 0:
+                checkpoint.link(self.checkpoints, "best", state.best)
+            checkpoint.prune(self.checkpoints, self.train.keep, {state.best})
+        self.accelerator.wait_for_everyone()
+
+    def _random_states(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state()
+        if self.world == 1:
+            return states
+        from accelerate.utils import gather_object
+
+        every = gather_object([states])
+        return {f"{k}.{rank}": v for rank, s in enumerate(every) for k, v in s.items()}
+
+    def restore(self) -> None:
+        """Go back to the newest complete checkpoint, or to the start if there is none."""
+        found, problems = checkpoint.newest(self.checkpoints)
+        for problem in problems:
+            warn(problem)
+        if self.accelerator.is_main_process:
+            step = checkpoint.step_of(found) if found else -1
+            checkpoint.cut_metrics(self.folder / "metrics.jsonl", step)
+        if not found:
+            console.print("no complete checkpoint yet: starting at step 0")
+            return
+        tensors, saved = checkpoint.load(found)
+        if saved["state"]["processes"] != self.world:
+            raise InputError(
+                f"{found}: written by {saved['state']['processes']} processes, this run has "
+                f"{self.world}; continue with as many, or the rows of a step would differ"
+            )
+        checkpoint.restore(self.task, tensors, saved, self.fingerprint, found)
+        if self.optimiser:
+            checkpoint.restore_optimiser(self.optimiser.optimizer, self.names, tensors["optimizer"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.state = State(**saved["state"])
+        self.saved = (self.state.step, self.state.evaluated)
+        suffix = f".{self.accelerator.process_index}" if self.world > 1 else ""
+        torch.set_rng_state(tensors["random"]["cpu" + suffix])
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random"]["cuda" + suffix])
+        console.print(f"resumed from {found}")
+
+
+def batch_seed(seed: int, epoch: int, index: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *exception) -> None: ...
+
+
+# --------------------------------------------------------------------------- without training
+
+
+def infer(
+    task: Task,
+    rows,
+    split: str,
+    lengths: np.ndarray,
+    train: Train,
+    accelerator,
+    *,
+    metrics: dict[str, Any] | None = None,
+    writer: Writer | None = None,
+    columns: tuple[str, ...] = (),
+    check: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, float], list[Tensor]]:
+    """One pass over the rows of a split: metrics over each row once, predictions to `writer`.
+
+    With `metrics` the labels are read; returns their values after the mean loss, and what they
+    compared, [predictions, labels] in row order. `check` is called before each batch.
+    """
+    indices = rows.splits[split]
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    chunks = blocks(lengths[indices], BLOCK_TOKENS) if writer else [np.arange(len(indices))]
+    todo: list[tuple[int, Batch, bool]] = []  # block, batch, last of its block
+    for block, chunk in enumerate(chunks):
+        if writer and (block % world != rank or writer.has(block)):
+            continue
+        cut = plan(lengths[indices[chunk]], train.batch_size, train.batch_tokens)
+        cut = cut if writer else cut[rank::world]
+        for i, part in enumerate(cut):
+            numbers = tuple(map(int, indices[chunk[part]]))
+            seed = batch_seed(train.seed, block, i)
+            todo.append((block, Batch(numbers, seed), i == len(cut) - 1))
+    total, weight, pieces, scores = 0.0, 0.0, [], []
+    task.to(device).eval()
+    made = loader(rows, [b for _, b, _ in todo], task.collator(), train.workers)
+    with torch.inference_mode(), progress(split, len(todo)) as bar:
+        for done, ((block, _, last), batch) in enumerate(zip(todo, made, strict=True)):
+            check()
+            batch = to_device(batch, device)
+            with accelerator.autocast():
+                outputs = task(batch)
+                if metrics:
+                    part, count = summed(task.loss(outputs, batch))
+                    total, weight = total + part.item(), weight + count.item()
+            if metrics:
+                compared = task.scores(outputs, batch)
+                scores.append([batch["row"].cpu(), *(tensor.float().cpu() for tensor in compared)])
+            if writer:
+                pieces.append({"row": batch["row"], **task.predictions(outputs, batch)})
+                if last:
+                    writer.write(block, in_order(pieces, rows, columns))
+                    pieces = []
+            bar(done + 1)
+    if not metrics:
+        return {}, []
+    sums = torch.tensor([total, weight], dtype=torch.float64)
+    if world > 1:
+        from accelerate.utils import gather_object
+
+        scores, sums = gather_object(scores), torch.stack(gather_object([sums])).sum(0)
+    numbers, *compared = (torch.cat(column) for column in zip(*scores, strict=True))
+    compared = [column[torch.argsort(numbers)] for column in compared]
+    for metric in metrics.values():
+        metric.update(*compared)
+    return {"loss": (sums[0] / sums[1]).item(), **results(metrics)}, compared
+
+
+def in_order(pieces: list[dict[str, Any]], rows, columns: tuple[str, ...]) -> dict[str, Any]:
+    """One block's columns in input order, the input's own `columns` after the row number."""
+    numbers = torch.cat([piece["row"] for piece in pieces]).cpu()
+    order = torch.argsort(numbers)
+    joined: dict[str, Any] = {"row": numbers[order]}
+    if columns:
+        taken = rows.take(numbers[order].tolist())
+        joined |= {name: [row[name] for row in taken] for name in columns}
+    for name in pieces[0]:
+        parts = [piece[name] for piece in pieces]
+        if name != "row" and isinstance(parts[0], Tensor):
+            joined[name] = torch.cat([part.cpu() for part in parts])[order]
+        elif name != "row":
+            flat = [value for part in parts for value in part]
+            joined[name] = [flat[i] for i in order.tolist()]
+    return joined

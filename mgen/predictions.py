@@ -1,0 +1,179 @@
+"""Prediction files: every input row exactly once, in input order, written whole or not at all.
+
+Rows are predicted in blocks. A finished block is a file of its own beside the result, so that an
+interrupted prediction goes on where it stopped and memory stays bounded; at the end the blocks are
+joined in order. A column is a list of plain values, a tensor (N, ...) with one entry per row, or a
+list of tensors (L_i, ...) that differ in their first axis, such as per-token output.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgen.checkpoint import sync
+from mgen.config import InputError
+
+FORMATS = (".parquet", ".tsv", ".safetensors")
+SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}  # bytes
+
+
+class Writer:
+    """Collects the blocks of one prediction file.
+
+    `key` stands for everything the content depends on (weights, rows, options): blocks left by an
+    interrupted prediction are used only if their key is the same.
+    """
+
+    def __init__(self, file: Path, key: Any) -> None:
+        if file.suffix not in FORMATS:
+            raise InputError(f"{file}: predictions are written as {', '.join(FORMATS)}")
+        self.file = file
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = file.parent / f".{file.name}.{digest}"
+
+    def start(self, fresh: bool) -> None:
+        """Drop blocks of other predictions of this file; with `fresh` also its own."""
+        for other in self.file.parent.glob(f".{self.file.name}.*"):
+            if fresh or other != self.folder:
+                shutil.rmtree(other)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, block: int) -> bool:
+        return (self.folder / f"{block:08d}").is_dir()
+
+    def write(self, block: int, columns: dict[str, Any]) -> None:
+        """Store one block's columns; all have the same number of rows, in input order."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        partial = self.folder / f"{block:08d}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        tensors, lists = {}, {}
+        for name, values in columns.items():
+            ragged = isinstance(values, list) and values and isinstance(values[0], Tensor)
+            if self.file.suffix == ".safetensors" and (ragged or isinstance(values, Tensor)):
+                tensors |= _ragged(name, values) if ragged else {name: values.contiguous()}
+            else:
+                lists[name] = _arrow(values)
+        if tensors:
+            from safetensors.torch import save_file
+
+            save_file(tensors, partial / "tensors.safetensors")
+        pq.write_table(pa.table(lists), partial / "columns.parquet")
+        for path in [*partial.iterdir(), partial]:
+            sync(path)
+        os.replace(partial, self.folder / f"{block:08d}")
+
+    def finish(self) -> Path:
+        """Join the blocks in order, give the result its name, remove the blocks."""
+        blocks = sorted(self.folder.glob("[0-9]*"))
+        partial = self.file.with_name(f".{self.file.name}.partial")
+        tables = [block / "columns.parquet" for block in blocks]
+        if self.file.suffix == ".safetensors":
+            _join_tensors([block / "tensors.safetensors" for block in blocks], partial)
+            _join_parquet(tables, self.file.with_suffix(".rows.parquet"))
+        elif self.file.suffix == ".tsv":
+            _join_tsv(tables, partial)
+        else:
+            _join_parquet(tables, partial)
+        sync(partial)
+        os.replace(partial, self.file)
+        shutil.rmtree(self.folder)
+        return self.file
+
+
+def _arrow(values: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(values, Tensor):
+        array = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+        flat = pa.array(array.reshape(-1))
+        for size in reversed(array.shape[1:]):
+            flat = pa.FixedSizeListArray.from_arrays(flat, size)
+        return flat
+    return pa.array([v.tolist() if isinstance(v, Tensor) else v for v in values])
+
+
+def _ragged(name: str, values: list[Tensor]) -> dict[str, Tensor]:
+    """Rows one after the other, and how many entries each has."""
+    sizes = torch.tensor([len(value) for value in values])
+    return {name: torch.cat(values).contiguous(), f"{name}.lengths": sizes}
+
+
+def _join_parquet(files: list[Path], target: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # A column without a single value in one block has no type there.
+    schema = pa.unify_schemas(list(map(pq.read_schema, files)), promote_options="permissive")
+    with pq.ParquetWriter(target, schema) as writer:
+        for file in files:
+            writer.write_table(pq.read_table(file).cast(schema))
+
+
+def _join_tsv(files: list[Path], target: Path) -> None:
+    import csv
+
+    import pyarrow.parquet as pq
+
+    with target.open("w", newline="") as stream:
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        for number, file in enumerate(files):
+            table = pq.read_table(file)
+            if number == 0:
+                writer.writerow(table.column_names)
+            for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                writer.writerow([json.dumps(v) if isinstance(v, list) else v for v in row])
+
+
+def _join_tensors(files: list[Path], target: Path) -> None:
+    """Concatenate equal-named tensors of safetensors files along axis 0 without loading them.
+
+    The format: 8 bytes little-endian header size, JSON header of dtype, shape and byte range by
+    name, then the bytes (github.com/huggingface/safetensors, format description).
+    """
+    from safetensors import safe_open
+
+    shapes: dict[str, list[list[int]]] = {}
+    header, position = {}, 0
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  (not a dict)
+                shapes.setdefault(name, []).append(opened.get_slice(name).get_shape())
+                header.setdefault(name, {"dtype": opened.get_slice(name).get_dtype()})
+    for name, entry in header.items():
+        shape = [sum(part[0] for part in shapes[name]), *shapes[name][0][1:]]
+        size = math.prod(shape) * SIZES[entry["dtype"]]
+        entry |= {"shape": shape, "data_offsets": [position, position + size]}
+        position += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with target.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in header:
+            for part in _parts(files, name):
+                stream.write(part.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _parts(files: list[Path], name: str) -> Iterator[Tensor]:
+    from safetensors import safe_open
+
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            yield opened.get_tensor(name)
+
+
+def blocks(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """Cut positions 0..n-1 into runs of neighbours of about `tokens` tokens each."""
+    edges = np.flatnonzero(np.diff(np.cumsum(lengths, dtype=np.int64) // tokens)) + 1
+    return np.split(np.arange(len(lengths)), edges)

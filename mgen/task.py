@@ -1,0 +1,123 @@
+"""Task: what a recipe fills in. The loop in `train.py` does the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+
+class Task(nn.Module):
+    """A backbone, a head and what is measured, for one config.
+
+    Filled in by a recipe: `build`, `collate`, `forward`, `loss`, `metrics` and, where they mean
+    something, `learn`, `predictions`, `scores`, `references`, `figures`. Attributes: `cfg`;
+    `tokenizer`, which needs no weights; `facts`, what was learned from the training rows (class
+    names, label scale) and is kept with a run; after `setup` also `backbone`.
+    """
+
+    trains = True  # False: the recipe only predicts
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tokenizer = cfg.backbone.tokenizer()
+        self.facts: dict[str, Any] = {}
+        self.lengths = np.zeros(0, dtype=np.int32)
+
+    def setup(self) -> None:
+        """Load or make the backbone's weights, then the head's."""
+        self.backbone = self.cfg.backbone.build()
+        self.build()
+
+    def train(self, mode: bool = True) -> Task:
+        """Training mode, except for a backbone of which nothing trains: no dropout there."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
+    def collator(self):
+        """`collate` bound to what it may use in a worker process: no weights travel there."""
+        light = SimpleNamespace(
+            cfg=self.cfg, backbone=self.tokenizer, tokenizer=self.tokenizer, facts=self.facts
+        )
+        return _Collate(type(self), light)
+
+    def pooled(self, batch: dict[str, Tensor]) -> Tensor:
+        """The tokens (B, L) that pooling counts: all but padding, special ones on request."""
+        mask = batch["attention_mask"]
+        return mask if self.cfg.special_tokens else mask * (1 - batch["special_tokens_mask"])
+
+    def check(self, rows, splits: tuple[str, ...]) -> list[str]:
+        """Look at every row of `splits` before weights load; returns what should be said aloud.
+
+        Sets `lengths`, the tokens of each row of the table. Raises InputError.
+        """
+        from mgen.data import check
+
+        held = np.concatenate([rows.splits[split] for split in splits])
+        notes = check.sequences(rows, self.tokenizer, held) + check.identifiers(rows, held)
+        if "train" in splits:
+            notes += check.overlaps(rows, self.tokenizer)
+        self.lengths = check.token_lengths(rows, self.cfg.data.x_col, self.tokenizer)
+        self.learn(rows, splits)
+        if "train" in splits:
+            special = self.tokenizer.num_special if not self.cfg.special_tokens else 0
+            self.facts["length"] = int(self.lengths[rows.splits["train"]].max()) - special
+        return notes
+
+    # ------------------------------------------------------------- filled in by a recipe
+
+    def learn(self, rows, splits: tuple[str, ...]) -> None:
+        """Check the labels of `splits`; with "train" among them set `facts`. Raises InputError."""
+
+    def build(self) -> None:
+        """Make the head. `self.backbone` and `self.facts` are ready."""
+
+    def collate(self, rows: list[dict]) -> dict[str, Tensor]:
+        """Rows of the table to tensors; `self` has `cfg`, `facts`, `backbone.tokenize` only."""
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def initialise(self, batches) -> None:
+        """Data-dependent start before step 1; `batches()` iterates over the training batches."""
+
+    def loss(self, outputs: Tensor, batch: dict) -> Tensor | tuple[Tensor, Tensor]:
+        """Unreduced losses, one entry per thing that counts, or (losses, weights)."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Any]:
+        """Names to torchmetrics objects."""
+        return {}
+
+    def scores(self, outputs: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
+        """What the metrics compare: predictions and labels."""
+        return outputs, batch["labels"]
+
+    def predictions(self, outputs: Tensor, batch: dict) -> dict[str, Any]:
+        """Columns of the prediction file: lists, or tensors whose first axis is the row."""
+        return {}
+
+    def references(self, rows, indices: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
+        """Names to (predictions, labels) of yardsticks to print next to the test metrics."""
+        return {}
+
+    def figures(self, folder: Path, predictions: Tensor, labels: Tensor) -> list[Path]:
+        """Draw the test scores into `folder`."""
+        return []
+
+
+class _Collate:
+    """A picklable `Task.collate` without the task's weights."""
+
+    def __init__(self, task: type[Task], light: SimpleNamespace) -> None:
+        self.task, self.light = task, light
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        return self.task.collate(self.light, rows)

@@ -1,0 +1,424 @@
+"""run: one command of a recipe, from its flags to the files of a run directory."""
+
+import dataclasses
+import inspect
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from mgen import checkpoint
+from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
+from mgen.loop import Fit, Interrupted, NotFinite, Signals, Train, infer
+from mgen.predictions import Writer
+from mgen.report import console, metric_table, warn
+from mgen.task import Task
+
+__all__ = ["Launch", "Train", "load_task", "run"]
+
+DATA_ERROR, NONSENSE = 2, 70  # exit codes; 128 + number for a signal
+PACKAGES = ("torch", "accelerate", "transformers", "datasets", "torchmetrics", "peft", "mgen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a command does besides its settings: not saved, not part of what makes runs equal."""
+
+    config: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # YAML file of settings; flags win
+    run: str = ""  # directory of a run: take its settings and, except for fit, its weights
+    checkpoint: str = "best"  # which of that run: best, last or step-<n>
+    resume: bool = False  # go on with --run, --name or the newest unfinished equal run, if any
+    out: str = "runs"  # folder of all runs
+    name: str = ""  # name of the new run; default: time and a hash of its settings
+    split: Literal["all", "train", "valid", "test"] = "all"  # rows that predict covers
+    columns: tuple[str, ...] = ()  # columns of the input to copy to the prediction file
+    format: Literal["parquet", "tsv", "safetensors"] = "parquet"  # of the prediction file
+    dry_run: bool = False  # print the settings, sizes and one batch's shapes, then stop
+
+
+def run(task_type: type[Task], config_type: type, argv: list[str] | None = None) -> None:
+    """Do what the command line asks of a recipe and leave with the exit code that says how it went.
+
+    0 done; 2 wrong input; 70 stopped on a loss or gradient that is not finite; 130 and 143 stopped
+    by SIGINT and SIGTERM, progress saved. The verb comes first: fit (default), validate, test or
+    predict.
+    """
+    try:
+        code = _command(task_type, config_type, sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        console.print(f"[red]error[/red] {error}", markup=True)
+        code = DATA_ERROR
+    except NotFinite as error:
+        console.print(f"[red]stopped[/red] {error}")
+        code = NONSENSE
+    except Interrupted as error:
+        code = 128 + error.number
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
+    verbs = ["fit", "validate", "test", "predict"] if task_type.trains else ["predict"]
+    spoken = bool(argv) and not argv[0].startswith("-")
+    verb, flags = (argv[0], argv[1:]) if spoken else (verbs[0], argv)
+    if verb not in verbs:
+        raise InputError(
+            f"no verb '{verb}' here.{nearest(verb, verbs)} Verbs: {', '.join(verbs)}; "
+            "the verb is the first word"
+        )
+    recipe = Path(inspect.getfile(task_type)).stem
+    defaults = config_type()
+    if given := flag_values(flags, "run"):
+        defaults = from_yaml(defaults, existing_run(given[-1]) / "config.yaml")
+    usage = f"{inspect.getdoc(sys.modules[task_type.__module__])}\n\nVerbs: {', '.join(verbs)}."
+    cfg, launch = parse(defaults, Launch(), flags, f"{recipe}.py [{'|'.join(verbs)}]", usage)
+    if verb in ("validate", "test") and not launch.run:
+        raise InputError(f"{verb} needs a trained run: set --run DIR")
+    if verb == "predict" and task_type.trains and not launch.run:
+        raise InputError("predict needs a trained run: set --run DIR")
+    return (_fit if verb == "fit" else _apply)(Session(task_type, cfg, launch, recipe, verb))
+
+
+class Session:
+    """One command: its settings, its rows, its run directory, its process among others."""
+
+    def __init__(
+        self, task_type: type[Task], cfg: Any, launch: Launch, recipe: str, verb: str
+    ) -> None:
+        self.cfg, self.launch, self.recipe, self.verb = cfg, launch, recipe, verb
+        self.task = task_type(cfg)
+        if launch.run and verb != "fit":
+            self.checkpoint = _checkpoint(Path(launch.run), launch.checkpoint)
+            self.task.facts = json.loads((self.checkpoint / "facts.json").read_text())
+
+    def read(self, splits: tuple[str, ...]) -> None:
+        """Open the table and check all that can be checked before any weights load."""
+        self.rows = self.cfg.data.open(split=splits != ("all",))
+        self.rows.splits["all"] = np.arange(len(self.rows))
+        for split in splits:
+            if not len(self.rows.splits[split]) and split not in ("valid", "test"):
+                raise InputError(f"{self.cfg.data.path}: no {split} rows. {self.rows.plan}")
+        notes = self.task.check(self.rows, splits)
+        self.lengths = self.task.lengths
+        console.print(self.rows.plan)
+        for note in notes:
+            warn(note)
+
+    def join(self) -> None:
+        """Take this process's place among those of the launcher; only the first one talks."""
+        from accelerate import PartialState
+
+        state = PartialState()
+        self.is_main = state.is_main_process
+        console.quiet = not self.is_main
+
+    def weights(self) -> None:
+        """Make the task's weights: those of the backbone, and the seed's."""
+        seed_everything(self.cfg.train.seed)
+        self.task.setup()
+        count = sum(p.numel() for p in self.task.parameters())
+        trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad)
+        learning = f", of which {trained:,} train" if self.verb == "fit" else ""
+        console.print(f"parameters: {count:,}{learning}")
+
+    def load(self, path: Path) -> None:
+        """Put a checkpoint's weights into the task."""
+        tensors, saved = checkpoint.load(path)
+        checkpoint.restore(self.task, tensors, saved, checkpoint.fingerprint(self.task), path)
+
+    def predict(self, accelerator, folder: Path, split: str, name: str, scored: bool):
+        """One pass over a split with a prediction file; with `scored` also metrics and figures."""
+        launch = self.launch
+        known = self.rows.columns
+        for column in launch.columns:
+            if column not in known:
+                raise InputError(f"--columns {column}: no such column.{nearest(column, known)}")
+        file = folder / "predictions" / f"{name}.{launch.format}"
+        key = {
+            "weights": checkpoint.fingerprint(self.task, frozen_only=False),
+            "rows": self.rows.digest,
+            "settings": plain(self.cfg),
+            "columns": launch.columns,
+            "split": split,
+        }
+        writer = Writer(file, key)
+        if accelerator.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writer.start(fresh=scored)
+        accelerator.wait_for_everyone()
+        metrics = self.task.metrics() if scored else None
+        with Signals() as signals:
+            values, compared = infer(
+                self.task, self.rows, split, self.lengths, self.cfg.train, accelerator,
+                metrics=metrics, writer=writer, columns=launch.columns, check=signals.check,
+            )  # fmt: skip
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            writer.finish()
+        return file, values, compared
+
+
+# --------------------------------------------------------------------------- verbs
+
+
+def _fit(session: Session) -> int:
+    cfg, launch, task = session.cfg, session.launch, session.task
+    session.read(("train", "valid", "test"))
+    if launch.dry_run:
+        return _dry_run(session)
+    session.join()
+    if len(session.rows.splits["valid"]):
+        known = ["loss", *task.metrics()]
+        monitor = cfg.train.monitor
+        if monitor not in known:
+            raise InputError(
+                f"--train.monitor {monitor}: no such metric.{nearest(monitor, known)} "
+                f"There are {', '.join(known)}"
+            )
+    folder, resumed = _run_folder(session)
+    if (folder / "results.json").exists():
+        console.print(f"{folder} is finished; results.json holds its metrics")
+        return 0
+    with _held(folder, session.is_main):
+        if session.is_main:
+            checkpoint.write_text(folder / "config.yaml", to_yaml(cfg))
+            checkpoint.write_json(folder / "environment.json", _environment(session, folder))
+        console.print(f"run directory: {folder}")
+        session.weights()
+        fit = Fit(task, session.rows, session.lengths, cfg.train, folder)
+        if resumed:
+            fit.restore()
+        state = fit.run()
+        report = {"steps": state.step, "best_step": state.best}
+        files = [folder / "checkpoints" / "best"]
+        if len(session.rows.splits["test"]):
+            session.load(_checkpoint(folder, "best"))
+            report["test"], more = _score(session, fit.accelerator, folder, "test", fit.log)
+            files += more
+        else:
+            console.print("no test rows: nothing to test on")
+        if session.is_main:
+            checkpoint.write_json(folder / "results.json", report)
+    console.print("files:", *(f"  {file}" for file in [*files, folder / "metrics.jsonl"]), sep="\n")
+    return 0
+
+
+def _apply(session: Session) -> int:
+    """validate, test and predict: a run's weights, or a backbone as it is, on rows."""
+    launch, verb = session.launch, session.verb
+    split = {"validate": "valid", "test": "test"}.get(verb, launch.split)
+    session.read((split,))
+    if launch.dry_run:
+        return _dry_run(session)
+    session.join()
+    folder = Path(launch.run) if launch.run else _run_folder(session)[0]
+    with _held(folder, session.is_main):
+        if session.is_main and not launch.run:
+            checkpoint.write_text(folder / "config.yaml", to_yaml(session.cfg))
+            checkpoint.write_json(folder / "environment.json", _environment(session, folder))
+        session.weights()
+        if launch.run:
+            session.load(session.checkpoint)
+            console.print(f"weights: {session.checkpoint}")
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(mixed_precision=session.cfg.train.precision)
+        if verb == "predict":
+            names = session.rows.names
+            whole = Path(names[0].rpartition(":")[2]).name.partition(".")[0]
+            whole = whole if len(names) == 1 else "all"
+            name = whole if split == "all" else split
+            file, _, _ = session.predict(accelerator, folder, split, name, scored=False)
+            files = [file]
+        else:
+            values, files = _score(session, accelerator, folder, split)
+            if session.is_main:
+                checkpoint.write_json(folder / f"{verb}.json", values)
+        if session.is_main and not launch.run:
+            checkpoint.write_json(folder / "results.json", {"rows": len(session.rows)})
+    console.print(f"{len(session.rows.splits[split])} rows. files:")
+    console.print(*(f"  {file}" for file in files), sep="\n")
+    return 0
+
+
+def _score(session: Session, accelerator, folder: Path, split: str, log=None):
+    """Metrics next to their yardsticks, the prediction file and the figures of a split."""
+    task, rows = session.task, session.rows
+    file, values, compared = session.predict(accelerator, folder, split, split, scored=True)
+    if log:
+        step = checkpoint.step_of((folder / "checkpoints" / "best").resolve())
+        log({"step": step, "split": split, **values})
+    if not session.is_main:
+        return values, []
+    from mgen.metrics import results
+
+    columns = {split: values}
+    for name, (predicted, labels) in task.references(rows, rows.splits[split]).items():
+        metrics = task.metrics()
+        for metric in metrics.values():
+            metric.update(predicted, labels)
+        with warnings.catch_warnings(action="ignore"):  # no correlation with a constant
+            columns[name] = results(metrics)
+    count = len(rows.splits[split])
+    metric_table(f"{session.recipe}, {count} {split} rows", columns)
+    drawn = task.figures(folder / "figures" / split, *compared)
+    return values | {name: column for name, column in columns.items() if name != split}, [
+        file,
+        *drawn,
+    ]
+
+
+def _dry_run(session: Session) -> int:
+    task, cfg = session.task, session.cfg
+    console.print(to_yaml(cfg), end="", markup=False)
+    some = next(rows for rows in session.rows.splits.values() if len(rows))
+    batch = task.collator()(session.rows.take(some[: cfg.train.batch_size].tolist()))
+    # Sizes need no weights: built without memory, from the same settings.
+    bare = dataclasses.replace(cfg.backbone, random_weights=True)
+    task.cfg = dataclasses.replace(cfg, backbone=bare)
+    with torch.device("meta"):
+        task.setup()
+    count = sum(p.numel() for p in task.parameters())
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    console.print(f"parameters: {count:,}, of which {trained:,} train")
+    for key, value in batch.items():
+        console.print(f"batch {key}: {tuple(value.shape)} {value.dtype}")
+    return 0
+
+
+# --------------------------------------------------------------------------- run directories
+
+
+def existing_run(path: str) -> Path:
+    if not (Path(path) / "config.yaml").is_file():
+        raise InputError(f"--run {path}: not a run directory (it has no config.yaml)")
+    return Path(path)
+
+
+def _checkpoint(folder: Path, name: str) -> Path:
+    path = folder / "checkpoints" / name
+    if not path.is_dir():
+        there = sorted(p.name for p in (folder / "checkpoints").glob("[!.]*"))
+        raise InputError(f"{folder}: no checkpoint '{name}'; there are: {', '.join(there) or '-'}")
+    if problem := checkpoint.fault(path):
+        raise InputError(f"{path}: {problem}. Choose another with --checkpoint")
+    return path
+
+
+def _run_folder(session: Session) -> tuple[Path, bool]:
+    """The directory of this run, and whether it is there already and shall go on."""
+    cfg, launch = session.cfg, session.launch
+    if not session.is_main:
+        found: tuple[Path, bool] | None = None
+    else:
+        found = _choose_folder(to_yaml(cfg), launch, Path(launch.out) / session.recipe)
+        try:
+            found[0].mkdir(parents=True, exist_ok=True)
+            (found[0] / ".lock").touch()
+        except OSError as error:
+            raise InputError(f"{found[0]}: cannot write there ({error.strerror})") from None
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([found])[0]
+
+
+def _choose_folder(settings: str, launch: Launch, runs: Path) -> tuple[Path, bool]:
+    if launch.resume and not (launch.run or launch.name):
+        unfinished = [
+            file.parent
+            for file in sorted(runs.glob("*/config.yaml"), key=lambda f: f.stat().st_mtime)
+            if file.read_text() == settings and not (file.parent / "results.json").exists()
+        ]
+        if unfinished:
+            return unfinished[-1], True
+        console.print(f"no unfinished run with these settings in {runs}: starting one")
+    if launch.resume and launch.run:
+        folder = Path(launch.run)
+    elif launch.name:
+        folder = runs / launch.name
+    else:
+        short = sha256(settings.encode()).hexdigest()[:6]
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{short}"
+        taken = len(list(runs.glob(f"{stamp}*")))
+        folder = runs / (f"{stamp}-{taken + 1}" if taken else stamp)
+    if not (folder / "config.yaml").is_file():
+        if folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
+            raise InputError(f"{folder}: holds other files and is no run; choose another --name")
+        return folder, False
+    if not launch.resume:
+        raise InputError(f"{folder}: holds a run already; --resume it or choose another --name")
+    import yaml
+
+    old = yaml.safe_load((folder / "config.yaml").read_text())
+    changed = list(checkpoint.differences(old, yaml.safe_load(settings)))
+    if changed:
+        raise InputError(
+            f"{folder}: was started with other settings: {'; '.join(changed)}. Runs are never "
+            "mixed: use the same settings, or another --name"
+        )
+    return folder, True
+
+
+@contextmanager
+def _held(folder: Path, is_main: bool):
+    lock = checkpoint.lock(folder) if is_main else None
+    try:
+        yield
+    finally:
+        if lock:
+            lock.close()
+
+
+def _environment(session: Session, folder: Path) -> list[dict]:
+    """Versions, device and command of every session of this run, newest last."""
+    file = folder / "environment.json"
+    before = json.loads(file.read_text()) if file.exists() else []
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    now = {
+        "recipe": session.recipe,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "threads": torch.get_num_threads(),
+    }
+    return [*before, now]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices) and numpy."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def load_task(
+    task_type: type[Task], config_type: type, folder: str | Path, name: str = "best"
+) -> Task:
+    """The task of a run with the weights of one of its checkpoints, ready to be called."""
+    folder = existing_run(str(folder))
+    task = task_type(from_yaml(config_type(), folder / "config.yaml"))
+    path = _checkpoint(folder, name)
+    tensors, saved = checkpoint.load(path)
+    task.facts = saved["facts"]
+    seed_everything(task.cfg.train.seed)
+    task.setup()
+    checkpoint.restore(task, tensors, saved, checkpoint.fingerprint(task), path)
+    return task.eval()
