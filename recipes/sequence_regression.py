@@ -1,0 +1,89 @@
+"""Predict one or more numbers from a sequence, e.g. expression from a promoter.
+
+In: a table of sequences and numbers. Out: metrics, predictions in the labels' units, a figure.
+
+    python recipes/sequence_regression.py                  # seconds, CPU, bundled data
+    python recipes/sequence_regression.py --backbone aido_dna_300m --data.path promoters.tsv
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgen.adapters import Adapter, adapter
+from mgen.backbones import Backbone, backbone
+from mgen.data import Table, table
+from mgen.data.facts import number_facts, number_yardsticks
+from mgen.figures import regression_figure
+from mgen.metrics import regression_metrics
+from mgen.task import Task
+from mgen.train import Train, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Sequence regression."""
+
+    backbone: Backbone = backbone("aido_dna_debug")
+    adapter: Adapter = adapter("mean_pool_mlp")
+    data: Table = table("promoters_tiny")
+    train: Train = Train(lr=2e-3, epochs=3)
+    loss: Literal["mse", "l1", "huber"] = "mse"  # on scaled labels
+    scale: Literal["train", "train+valid", "none"] = "train"  # rows whose mean and std scale labels
+    special_tokens: bool = True  # pool over [CLS] and the like too, as published heads do
+
+
+class SequenceRegression(Task):
+    def learn(self, rows, splits) -> None:
+        self.facts = number_facts(rows, splits, self.cfg.scale, self.facts)
+
+    def build(self) -> None:
+        outputs = len(self.cfg.data.y_cols)
+        self.head = self.cfg.adapter.build(self.backbone.width, outputs, self.facts["length"])
+
+    def collate(self, rows: list[dict]) -> dict[str, Tensor]:
+        batch = self.backbone.tokenize([row[self.cfg.data.x_col] for row in rows])
+        labels = self.cfg.data.labels(rows)  # (B, K), None when unlabelled rows are predicted
+        return batch if labels is None else {**batch, "labels": labels}
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:  # (B, K) in scaled units
+        hidden = self.backbone(batch)  # (B, L, D)
+        return self.head(hidden, self.pooled(batch))
+
+    def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        mean, std = (torch.tensor(self.facts[key]).to(outputs) for key in ("mean", "std"))
+        losses = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+        scaled = (batch["labels"] - mean) / std
+        return losses[self.cfg.loss](outputs, scaled, reduction="none")  # the loop averages
+
+    def metrics(self) -> dict:
+        return regression_metrics(len(self.cfg.data.y_cols))
+
+    def scores(self, outputs: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.unscaled(outputs), batch["labels"]
+
+    def predictions(self, outputs: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        names, values = self.cfg.data.y_cols, self.unscaled(outputs)
+        return {f"predicted_{name}": values[:, k] for k, name in enumerate(names)}
+
+    def references(self, rows, indices) -> dict[str, tuple[Tensor, Tensor]]:
+        return number_yardsticks(rows, indices, self.facts)
+
+    def figures(self, folder: Path, predictions: Tensor, labels: Tensor) -> list[Path]:
+        columns = zip(self.cfg.data.y_cols, labels.T, predictions.T, strict=True)
+        return [
+            regression_figure(folder / f"{name}.png", measured.numpy(), predicted.numpy(), name)
+            for name, measured, predicted in columns
+        ]
+
+    def unscaled(self, outputs: Tensor) -> Tensor:
+        mean, std = (torch.tensor(self.facts[key]) for key in ("mean", "std"))
+        return outputs.float() * std.to(outputs) + mean.to(outputs)
+
+
+if __name__ == "__main__":
+    run(SequenceRegression, Config)
