@@ -1,0 +1,285 @@
+"""Finetune, apply and compare foundation models of biological sequences.
+
+    mgen list [backbones|adapters|data|recipes]  what there is
+    mgen show NAME                               one of them in full
+    mgen run RECIPE [verb] [flags]               is python recipes/RECIPE.py [verb] [flags]
+    mgen results [FOLDER]                        test metrics of every finished run
+
+Nothing here imports torch, so that names are listed at once.
+"""
+
+import ast
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mgen.config import InputError, nearest
+
+PACKAGE = Path(__file__).parent
+RECIPES = PACKAGE.parent / "recipes"
+
+
+def main() -> None:
+    """Run the command of `sys.argv`; wrong input is explained on stderr and leaves with 2."""
+    command, *words = sys.argv[1:] or ["--help"]
+    try:
+        if command in ("--help", "-h", "help"):
+            print(__doc__)
+        elif command in COMMANDS:
+            COMMANDS[command](words)
+        else:
+            raise InputError(_unknown("command", command, COMMANDS))
+    except InputError as error:
+        print(f"mgen: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # mgen list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def list_names(words: Sequence[str]) -> None:
+    """Print the names of one kind, or of every kind, one line each."""
+    for word in words:
+        if word not in KINDS:
+            raise InputError(_unknown("kind", word, KINDS))
+    for kind in words or KINDS:
+        _print_table(kind, KINDS[kind]())
+
+
+def show(words: Sequence[str]) -> None:
+    """Print everything known about a name; no name stands for two kinds."""
+    if len(words) != 1:
+        raise InputError("mgen show takes one name; mgen list prints them all.")
+    kinds = {row["name"]: kind for kind, rows in KINDS.items() for row in rows()}
+    if words[0] not in kinds:
+        raise InputError(_unknown("backbone, adapter, data set or recipe", words[0], kinds))
+    DETAILS[kinds[words[0]]](words[0])
+
+
+def run(words: Sequence[str]) -> None:
+    """Become `python recipes/RECIPE.py ...`."""
+    if not words or words[0] in ("--help", "-h"):
+        raise InputError(f"mgen run RECIPE [verb] [flags]. Recipes: {', '.join(_recipes())}.")
+    recipe, *flags = words
+    if recipe not in _recipes():
+        raise InputError(_unknown("recipe", recipe, _recipes()))
+    # Not runpy: worker processes must find the recipe's classes in a `__main__` they can import.
+    os.execv(sys.executable, [sys.executable, str(RECIPES / f"{recipe}.py"), *flags])
+
+
+def results(words: Sequence[str]) -> None:
+    """Print the test metrics of every finished run below a folder."""
+    folder = Path(words[0] if words else "runs")
+    reports = {file.parent: json.loads(file.read_text()) for file in folder.rglob("results.json")}
+    rows = [
+        {"run": str(run.relative_to(folder)), **_numbers(report["test"])}
+        for run, report in sorted(reports.items())
+        if "test" in report
+    ]
+    if not rows:
+        raise InputError(f"{folder}: no finished run with test metrics. mgen run RECIPE makes one.")
+    _print_table(str(folder), rows)
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a report without its yardsticks, which are reports themselves."""
+    return {key: value for key, value in report.items() if isinstance(value, int | float)}
+
+
+# --------------------------------------------------------------------------- what there is
+
+
+def _backbones() -> list[dict[str, Any]]:
+    facts = ("name", "modality", "context", "width", "layers", "hub")
+    return [{fact: getattr(entry, fact) for fact in facts} for entry in _zoo().ZOO.values()]
+
+
+def _adapters() -> list[dict[str, Any]]:
+    return [{"name": a.name, "what": a.doc.splitlines()[0]} for a in _scan_adapters()]
+
+
+def _data() -> list[dict[str, Any]]:
+    from mgen.data.zoo import SIMULATED, TABLES
+
+    return [{"name": name, "what": SIMULATED[name]} for name in TABLES]
+
+
+def _recipe_lines() -> list[dict[str, Any]]:
+    docs = {name: _recipe_doc(name) for name in _recipes()}
+    return [{"name": name, "what": doc.splitlines()[0]} for name, doc in docs.items()]
+
+
+def _show_backbone(name: str) -> None:
+    entry = _zoo().ZOO[name]
+    facts = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    _print_facts({key: "unknown" if value is None else value for key, value in facts.items()})
+
+
+def _show_adapter(name: str) -> None:
+    adapters = _scan_adapters()
+    found = next(a for a in adapters if a.name == name)
+    print(f"{found.name}: {found.doc.partition('Args:')[0].strip()}\n")
+    options = [
+        {"option": f"--adapter.{key.replace('_', '-')}", "type": kind, "default": default,
+         "help": found.helps.get(key, "")}
+        for key, kind, default in found.options
+    ]  # fmt: skip
+    _print_table("", options)
+
+
+def _show_data(name: str) -> None:
+    from mgen.data.zoo import SIMULATED, TABLES
+
+    _print_facts({"what": SIMULATED[name], **vars(TABLES[name])})
+
+
+def _show_recipe(name: str) -> None:
+    print(_recipe_doc(name))
+
+
+KINDS = {
+    "backbones": _backbones,
+    "adapters": _adapters,
+    "data": _data,
+    "recipes": _recipe_lines,
+}
+DETAILS = {
+    "backbones": _show_backbone,
+    "adapters": _show_adapter,
+    "data": _show_data,
+    "recipes": _show_recipe,
+}
+COMMANDS = {"list": list_names, "show": show, "run": run, "results": results}
+
+
+# --------------------------------------------------------------------------- reading without torch
+
+
+def _zoo() -> ModuleType:
+    """mgen/backbones/zoo.py alone: its package would import torch."""
+    name = "mgen.backbones.zoo"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, PACKAGE / "backbones" / "zoo.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@dataclass(frozen=True)
+class _AdapterFacts:
+    name: str
+    doc: str
+    options: list[tuple[str, str, str]]  # name, type, default
+    helps: dict[str, str]
+
+
+def _scan_adapters() -> list[_AdapterFacts]:
+    """The adapters as their source registers them, sorted by name."""
+    trees = [ast.parse(file.read_text()) for file in sorted((PACKAGE / "adapters").glob("*.py"))]
+    classes = {node.name: node for tree in trees for node in tree.body if _is_class(node)}
+    aliases = {
+        ast.unparse(node.targets[0]): ast.unparse(node.value)
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal[")
+    }
+    found = [
+        _AdapterFacts(
+            name,
+            inspect.cleandoc(ast.get_docstring(node)),
+            [(key, aliases.get(kind, kind), value) for key, kind, value in _options(node, classes)],
+            _helps(node, classes),
+        )
+        for node in classes.values()
+        for name in _registered(node)
+    ]
+    return sorted(found, key=lambda adapter: adapter.name)
+
+
+def _is_class(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ClassDef)
+
+
+def _registered(node: ast.ClassDef) -> Iterator[str]:
+    for call in node.decorator_list:
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "ADAPTERS.register":
+            yield ast.literal_eval(call.args[0])
+
+
+def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Iterator[tuple]:
+    """The keyword-only parameters of a class or, where it has no constructor, of its base."""
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            given = statement.args
+            for option, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+                yield option.arg, ast.unparse(option.annotation), ast.unparse(default)
+            return
+    for base in _bases(node, classes):
+        yield from _options(base, classes)
+
+
+def _helps(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, str]:
+    """The "Args:" lines of a class and its bases."""
+    inherited = [_helps(base, classes) for base in _bases(node, classes)]
+    lines = (ast.get_docstring(node) or "").partition("Args:\n")[2]
+    own = dict(re.findall(r"^ +(\w+): (.+)$", lines, re.MULTILINE))
+    return {key: text for helps in (*inherited, own) for key, text in helps.items()}
+
+
+def _bases(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    return [classes[base] for base in map(ast.unparse, node.bases) if base in classes]
+
+
+def _recipes() -> list[str]:
+    if not RECIPES.is_dir():
+        raise InputError("recipes are part of the repository, not of the package: clone it.")
+    return sorted(file.stem for file in RECIPES.glob("*.py"))
+
+
+def _recipe_doc(name: str) -> str:
+    return ast.get_docstring(ast.parse((RECIPES / f"{name}.py").read_text())) or ""
+
+
+# --------------------------------------------------------------------------- printing
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    listed = f" Known: {', '.join(known)}." if len(known) <= 20 else " See mgen list."
+    return f"no {kind} '{name}'.{nearest(name, known)}{listed}"
+
+
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(column)) for column in columns))
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    console.print(table, "")
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        if value not in ("", (), {}):
+            print(f"{key:{width}}  {value}")
+
+
+def _text(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
