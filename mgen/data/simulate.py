@@ -22,6 +22,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 NOISE = 0.5  # standard deviation of the label noise of promoters_tiny
 MISLABELLED = 0.03
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
+ACTIVATOR, REPRESSOR = "GGGCGG", "AAGCTT"
 
 # Upstream and downstream element of three E. coli sigma factors and the spacer between them (bp),
 # and the share of A and T around them (made up).
@@ -39,16 +40,19 @@ def promoters(rows: int = 1250, seed: int = 1) -> list[Row]:
 
     truth = 15 (AT - 0.5)                        AT: share of A and T in the whole sequence
           + 2 exp(-(spacer - 17)^2 / 8)          if it has a core promoter TTGACA-spacer-TATAAT
-          + 0.7 per activator site CACGTG or repressor site AAGCTT, the latter negative,
-    where the sites are 0-2 each, upstream of the core; the core lies on the forward strand and
-    both kinds of site are palindromes, bound alike on either strand.
+          + 0.7 per activator site GGGCGG, which works alike on either strand (CCGCCC)
+          - 0.7 per repressor site AAGCTT, its own reverse complement,
+    where the sites are 0-2 each, upstream of the core, and the core is on the forward strand.
     """
     rng = np.random.default_rng(seed)
     table = []
     for _ in range(rows):
         at = rng.uniform(0.35, 0.65)
         activators, repressors = rng.integers(0, 3, size=2)
-        sites = rng.permutation(["CACGTG"] * activators + ["AAGCTT"] * repressors)
+        strands = [
+            ACTIVATOR if rng.random() < 0.5 else _other_strand(ACTIVATOR) for _ in range(activators)
+        ]
+        sites = rng.permutation(strands + [REPRESSOR] * repressors)
         pieces = [_random_dna(rng, at, rng.integers(1, 5))]
         for site in sites:
             pieces += [str(site), _random_dna(rng, at, rng.integers(3, 6))]
@@ -87,7 +91,7 @@ def promoter_classes(rows: int = 900, seed: int = 2) -> list[Row]:
         sequence = _random_dna(rng, at, left) + core
         sequence += _random_dna(rng, at, length - len(sequence))
         if rng.random() < 0.5:
-            sequence = sequence.translate(COMPLEMENT)[::-1]
+            sequence = _other_strand(sequence)
         label = truth
         if rng.random() < MISLABELLED:
             label = (truth + int(rng.integers(1, len(names)))) % len(names)
@@ -142,6 +146,11 @@ def main(folder: Path = BUNDLED) -> None:
 def _random_dna(rng: np.random.Generator, at: float, length: int) -> str:
     shares = [at / 2, at / 2, (1 - at) / 2, (1 - at) / 2]
     return "".join(np.array(list("ATCG"))[rng.choice(4, size=length, p=shares)])
+
+
+def _other_strand(sequence: str) -> str:
+    """The reverse complement."""
+    return sequence.translate(COMPLEMENT)[::-1]
 
 
 def _mutated(rng: np.random.Generator, element: str) -> str:
