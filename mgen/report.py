@@ -9,11 +9,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(soft_wrap=True, highlight=False)
+# No markup: what users name may hold square brackets.
+console = Console(soft_wrap=True, highlight=False, markup=False)
+errors = Console(soft_wrap=True, highlight=False, markup=False, stderr=True)
 
 
 def warn(text: str) -> None:
-    console.print(f"[yellow]note[/yellow] {text}")
+    console.print("note ", style="yellow", end="")
+    console.print(text)
+
+
+def fail(word: str, text: str) -> None:
+    errors.print(f"{word} ", style="red", end="")
+    errors.print(text)
 
 
 @contextmanager

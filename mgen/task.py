@@ -66,9 +66,13 @@ class Task(nn.Module):
         self.lengths = check.token_lengths(rows, self.cfg.data.x_col, self.tokenizer)
         self.learn(rows, splits)
         if "train" in splits:
-            special = self.tokenizer.num_special if not self.cfg.special_tokens else 0
-            self.facts["length"] = int(self.lengths[rows.splits["train"]].max()) - special
+            self.facts["tokens"] = int(self.lengths[rows.splits["train"]].max())
         return notes
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest training row that `pooled` counts."""
+        return self.facts["tokens"] - self.tokenizer.num_special * (not self.cfg.special_tokens)
 
     # ------------------------------------------------------------- filled in by a recipe
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from mgen import checkpoint
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.loop import Fit, Interrupted, NotFinite, Signals, Train, infer
 from mgen.predictions import Writer
-from mgen.report import console, metric_table, warn
+from mgen.report import console, fail, metric_table, warn
 from mgen.task import Task
 
 __all__ = ["Launch", "Train", "load_task", "run"]
@@ -59,10 +60,10 @@ def run(task_type: type[Task], config_type: type, argv: list[str] | None = None)
     try:
         code = _command(task_type, config_type, sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        console.print(f"[red]error[/red] {error}", markup=True)
+        fail("error", str(error))
         code = DATA_ERROR
     except NotFinite as error:
-        console.print(f"[red]stopped[/red] {error}")
+        fail("stopped", str(error))
         code = NONSENSE
     except Interrupted as error:
         code = 128 + error.number
@@ -101,22 +102,37 @@ class Session:
     ) -> None:
         self.cfg, self.launch, self.recipe, self.verb = cfg, launch, recipe, verb
         self.task = task_type(cfg)
+        self.split = {"fit": "test", "validate": "valid", "test": "test"}.get(verb, launch.split)
+        self.name = self.split  # of its prediction file
         if launch.run and verb != "fit":
             self.checkpoint = _checkpoint(Path(launch.run), launch.checkpoint)
             self.task.facts = json.loads((self.checkpoint / "facts.json").read_text())
 
     def read(self, splits: tuple[str, ...]) -> None:
         """Open the table and check all that can be checked before any weights load."""
-        self.rows = self.cfg.data.open(split=splits != ("all",))
-        self.rows.splits["all"] = np.arange(len(self.rows))
-        for split in splits:
-            if not len(self.rows.splits[split]) and split not in ("valid", "test"):
-                raise InputError(f"{self.cfg.data.path}: no {split} rows. {self.rows.plan}")
+        data, training = self.cfg.data, self.verb == "fit"
+        alone = {"valid": data.valid_path, "test": data.test_path}.get(self.split, "")
+        if training or (self.split != "all" and not alone):
+            self.rows = data.open()
+        else:
+            self.rows = self._open_whole(alone)
+        for split in ("train",) if training else splits:
+            if not len(self.rows.splits[split]):
+                raise InputError(f"{data.path}: no {split} rows ({self.rows.plan})")
         notes = self.task.check(self.rows, splits)
-        self.lengths = self.task.lengths
-        console.print(self.rows.plan)
+        if self.rows.plan:
+            console.print(self.rows.plan)
         for note in notes:
             warn(note)
+
+    def _open_whole(self, path: str):
+        """All rows of one table as the split; those the run was trained on need not be there."""
+        alone = {"path": path, "valid_path": "", "test_path": ""} if path else {}
+        rows = dataclasses.replace(self.cfg.data, **alone).open(split=False)
+        rows.splits[self.split] = np.arange(len(rows))
+        stems = [Path(name.rpartition(":")[2]).name.partition(".")[0] for name in rows.names]
+        self.name = stems[0] if len(stems) == 1 else self.split
+        return rows
 
     def join(self) -> None:
         """Take this process's place among those of the launcher; only the first one talks."""
@@ -140,14 +156,14 @@ class Session:
         tensors, saved = checkpoint.load(path)
         checkpoint.restore(self.task, tensors, saved, checkpoint.fingerprint(self.task), path)
 
-    def predict(self, accelerator, folder: Path, split: str, name: str, scored: bool):
-        """One pass over a split with a prediction file; with `scored` also metrics and figures."""
-        launch = self.launch
+    def predict(self, accelerator, folder: Path, scored: bool):
+        """One pass over the split with a prediction file; with `scored` also metrics."""
+        launch, split = self.launch, self.split
         known = self.rows.columns
         for column in launch.columns:
             if column not in known:
                 raise InputError(f"--columns {column}: no such column.{nearest(column, known)}")
-        file = folder / "predictions" / f"{name}.{launch.format}"
+        file = folder / "predictions" / f"{self.name}.{launch.format}"
         key = {
             "weights": checkpoint.fingerprint(self.task, frozen_only=False),
             "rows": self.rows.digest,
@@ -163,7 +179,7 @@ class Session:
         metrics = self.task.metrics() if scored else None
         with Signals() as signals:
             values, compared = infer(
-                self.task, self.rows, split, self.lengths, self.cfg.train, accelerator,
+                self.task, self.rows, split, self.task.lengths, self.cfg.train, accelerator,
                 metrics=metrics, writer=writer, columns=launch.columns, check=signals.check,
             )  # fmt: skip
         accelerator.wait_for_everyone()
@@ -198,8 +214,13 @@ def _fit(session: Session) -> int:
             checkpoint.write_text(folder / "config.yaml", to_yaml(cfg))
             checkpoint.write_json(folder / "environment.json", _environment(session, folder))
         console.print(f"run directory: {folder}")
-        session.weights()
-        fit = Fit(task, session.rows, session.lengths, cfg.train, folder)
+        try:
+            session.weights()
+        except InputError:
+            if session.is_main and not resumed:
+                shutil.rmtree(folder)
+            raise
+        fit = Fit(task, session.rows, task.lengths, cfg.train, folder)
         if resumed:
             fit.restore()
         state = fit.run()
@@ -207,7 +228,7 @@ def _fit(session: Session) -> int:
         files = [folder / "checkpoints" / "best"]
         if len(session.rows.splits["test"]):
             session.load(_checkpoint(folder, "best"))
-            report["test"], more = _score(session, fit.accelerator, folder, "test", fit.log)
+            report["test"], more = _score(session, fit.accelerator, folder, fit.log)
             files += more
         else:
             console.print("no test rows: nothing to test on")
@@ -220,8 +241,7 @@ def _fit(session: Session) -> int:
 def _apply(session: Session) -> int:
     """validate, test and predict: a run's weights, or a backbone as it is, on rows."""
     launch, verb = session.launch, session.verb
-    split = {"validate": "valid", "test": "test"}.get(verb, launch.split)
-    session.read((split,))
+    session.read((session.split,))
     if launch.dry_run:
         return _dry_run(session)
     session.join()
@@ -238,53 +258,46 @@ def _apply(session: Session) -> int:
 
         accelerator = Accelerator(mixed_precision=session.cfg.train.precision)
         if verb == "predict":
-            names = session.rows.names
-            whole = Path(names[0].rpartition(":")[2]).name.partition(".")[0]
-            whole = whole if len(names) == 1 else "all"
-            name = whole if split == "all" else split
-            file, _, _ = session.predict(accelerator, folder, split, name, scored=False)
-            files = [file]
+            files = [session.predict(accelerator, folder, scored=False)[0]]
         else:
-            values, files = _score(session, accelerator, folder, split)
+            values, files = _score(session, accelerator, folder)
             if session.is_main:
-                checkpoint.write_json(folder / f"{verb}.json", values)
+                files.append(files[0].with_suffix(".json"))
+                checkpoint.write_json(files[-1], values)
         if session.is_main and not launch.run:
             checkpoint.write_json(folder / "results.json", {"rows": len(session.rows)})
-    console.print(f"{len(session.rows.splits[split])} rows. files:")
+    console.print(f"{len(session.rows.splits[session.split]):,} rows. files:")
     console.print(*(f"  {file}" for file in files), sep="\n")
     return 0
 
 
-def _score(session: Session, accelerator, folder: Path, split: str, log=None):
+def _score(session: Session, accelerator, folder: Path, log=None) -> tuple[dict, list[Path]]:
     """Metrics next to their yardsticks, the prediction file and the figures of a split."""
-    task, rows = session.task, session.rows
-    file, values, compared = session.predict(accelerator, folder, split, split, scored=True)
+    from mgen.metrics import results
+
+    task, rows, split = session.task, session.rows, session.split
+    file, values, compared = session.predict(accelerator, folder, scored=True)
     if log:
         step = checkpoint.step_of((folder / "checkpoints" / "best").resolve())
         log({"step": step, "split": split, **values})
     if not session.is_main:
         return values, []
-    from mgen.metrics import results
-
-    columns = {split: values}
+    yardsticks = {}
     for name, (predicted, labels) in task.references(rows, rows.splits[split]).items():
         metrics = task.metrics()
         for metric in metrics.values():
             metric.update(predicted, labels)
         with warnings.catch_warnings(action="ignore"):  # no correlation with a constant
-            columns[name] = results(metrics)
-    count = len(rows.splits[split])
-    metric_table(f"{session.recipe}, {count} {split} rows", columns)
-    drawn = task.figures(folder / "figures" / split, *compared)
-    return values | {name: column for name, column in columns.items() if name != split}, [
-        file,
-        *drawn,
-    ]
+            yardsticks[name] = results(metrics)
+    title = f"{session.recipe}, {len(rows.splits[split]):,} {split} rows"
+    metric_table(title, {split: values, **yardsticks})
+    drawn = task.figures(folder / "figures" / session.name, *compared)
+    return values | yardsticks, [file, *drawn]
 
 
 def _dry_run(session: Session) -> int:
     task, cfg = session.task, session.cfg
-    console.print(to_yaml(cfg), end="", markup=False)
+    console.print(to_yaml(cfg), end="")
     some = next(rows for rows in session.rows.splits.values() if len(rows))
     batch = task.collator()(session.rows.take(some[: cfg.train.batch_size].tolist()))
     # Sizes need no weights: built without memory, from the same settings.

@@ -44,7 +44,7 @@ class RidgeRegression(Task):
     def build(self) -> None:
         for parameter in self.backbone.parameters():
             parameter.requires_grad = False
-        width = self.backbone.width * (self.facts["length"] if self.cfg.pool == "flatten" else 1)
+        width = self.backbone.width * (self.length if self.cfg.pool == "flatten" else 1)
         self.head = nn.Linear(width, len(self.cfg.data.y_cols))
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ class RidgeRegression(Task):
     def features(self, batch: dict[str, Tensor]) -> Tensor:  # (B, P)
         hidden, mask = self.backbone(batch), self.pooled(batch)
         if self.cfg.pool == "flatten":
-            return flatten(hidden, mask, self.facts["length"])
+            return flatten(hidden, mask, self.length)
         return {"mean": mean_pool, "max": max_pool, "cls": cls_pool}[self.cfg.pool](hidden, mask)
 
     @torch.no_grad()

@@ -44,8 +44,8 @@ class SequenceClassification(Task):
         self.facts = class_facts(rows, splits, cfg.classes, cfg.multilabel, self.facts)
 
     def build(self) -> None:
-        outputs, length = len(self.facts["classes"]), self.facts["length"]
-        self.head = self.cfg.adapter.build(self.backbone.width, outputs, length)
+        outputs = len(self.facts["classes"])
+        self.head = self.cfg.adapter.build(self.backbone.width, outputs, self.length)
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
         batch = self.backbone.tokenize([row[self.cfg.data.x_col] for row in rows])

@@ -43,7 +43,7 @@ class SequenceRegression(Task):
 
     def build(self) -> None:
         outputs = len(self.cfg.data.y_cols)
-        self.head = self.cfg.adapter.build(self.backbone.width, outputs, self.facts["length"])
+        self.head = self.cfg.adapter.build(self.backbone.width, outputs, self.length)
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
         batch = self.backbone.tokenize([row[self.cfg.data.x_col] for row in rows])

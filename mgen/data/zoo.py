@@ -4,7 +4,6 @@ from typing import Any
 
 from mgen.config import InputError, nearest
 from mgen.data.table import Table
-from mgen.io.tables import is_table
 
 # Simulated by mgen/data/simulate.py, which states how each label came about.
 SIMULATED = {
@@ -26,6 +25,8 @@ def table(name: str, **options: Any) -> Table:
     """The data set `name` (a preset, a file, a folder or a hub id), with `options` on top."""
     preset = TABLES.get(name)
     if preset is None:
+        from mgen.io.tables import is_table  # loads pyarrow
+
         if not ("/" in name or is_table(name)):
             raise InputError(
                 f"no data set '{name}'.{nearest(name, TABLES)} Known: {', '.join(TABLES)}; a file "
