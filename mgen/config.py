@@ -65,13 +65,14 @@ class Registry:
     ) -> None:
         self.base, self.kind, self.resolve = base, kind, resolve or (lambda name: name)
         self.constructors: dict[str, Callable] = {}
+        self.facts: dict[str, set[str]] = {}
         base.registry = self
 
-    def register(self, key: str) -> Callable:
-        """Decorate a class or function: `key` names it from now on."""
+    def register(self, key: str, *facts: str) -> Callable:
+        """Decorate a class or function: `key` names it from now on, and `facts` hold of it."""
 
         def add(constructor: Callable) -> Callable:
-            self.constructors[key] = constructor
+            self.constructors[key], self.facts[key] = constructor, set(facts)
             return constructor
 
         return add

@@ -20,6 +20,7 @@ class Task(nn.Module):
     """
 
     trains = True  # False: the recipe only predicts
+    per_position = False  # True, set by `learn`: rows must be of one length
 
     def __init__(self, cfg: Any) -> None:
         super().__init__()
@@ -52,10 +53,11 @@ class Task(nn.Module):
         mask = batch["attention_mask"]
         return mask if self.cfg.special_tokens else mask * (1 - batch["special_tokens_mask"])
 
-    def check(self, rows, splits: tuple[str, ...]) -> list[str]:
+    def check(self, rows, splits: tuple[str, ...], labelled: bool = True) -> list[str]:
         """Look at every row of `splits` before weights load; returns what should be said aloud.
 
-        Sets `lengths`, the tokens of each row of the table. Raises InputError.
+        Without `labelled` (prediction) labels are not looked at. Sets `lengths`, the tokens of each
+        row of the table. Raises InputError.
         """
         from mgen.data import check
 
@@ -64,9 +66,11 @@ class Task(nn.Module):
         if "train" in splits:
             notes += check.overlaps(rows, self.tokenizer)
         self.lengths = check.token_lengths(rows, self.cfg.data.x_col, self.tokenizer)
-        self.learn(rows, splits)
+        notes += self.learn(rows, splits if labelled else ()) or []
         if "train" in splits:
             self.facts["tokens"] = int(self.lengths[rows.splits["train"]].max())
+        if self.per_position:
+            check.one_length(rows, self.lengths, held, self.facts["tokens"])
         return notes
 
     @property
@@ -76,8 +80,11 @@ class Task(nn.Module):
 
     # ------------------------------------------------------------- filled in by a recipe
 
-    def learn(self, rows, splits: tuple[str, ...]) -> None:
-        """Check the labels of `splits`; with "train" among them set `facts`. Raises InputError."""
+    def learn(self, rows, splits: tuple[str, ...]) -> list[str] | None:
+        """Check the settings and the labels of `splits`; with "train" among them set `facts`.
+
+        Returns what should be said aloud. Raises InputError.
+        """
 
     def build(self) -> None:
         """Make the head. `self.backbone` and `self.facts` are ready."""

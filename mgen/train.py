@@ -84,9 +84,11 @@ def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
     recipe = Path(inspect.getfile(task_type)).stem
     defaults = config_type()
     if given := flag_values(flags, "run"):
-        defaults = from_yaml(defaults, existing_run(given[-1]) / "config.yaml")
+        defaults = from_yaml(defaults, existing_run(given[-1], recipe) / "config.yaml")
     usage = f"{inspect.getdoc(sys.modules[task_type.__module__])}\n\nVerbs: {', '.join(verbs)}."
     cfg, launch = parse(defaults, Launch(), flags, f"{recipe}.py [{'|'.join(verbs)}]", usage)
+    if (name := launch.name) and (name != Path(name).name or name[0] == "." or "\0" in name):
+        raise InputError(f"--name {name!r}: expected one folder name; --out says where runs go")
     if verb in ("validate", "test") and not launch.run:
         raise InputError(f"{verb} needs a trained run: set --run DIR")
     if verb == "predict" and task_type.trains and not launch.run:
@@ -118,8 +120,11 @@ class Session:
             self.rows = self._open_whole(alone)
         for split in ("train",) if training else splits:
             if not len(self.rows.splits[split]):
-                raise InputError(f"{data.path}: no {split} rows ({self.rows.plan})")
-        notes = self.task.check(self.rows, splits)
+                raise InputError(f"{self.rows.names[0]}: no {split} rows ({self.rows.plan})")
+        for column in self.launch.columns:
+            if column not in (known := self.rows.columns):
+                raise InputError(f"--columns {column}: no such column.{nearest(column, known)}")
+        notes = self.task.check(self.rows, splits, labelled=self.verb != "predict")
         if self.rows.plan:
             console.print(self.rows.plan)
         for note in notes:
@@ -159,10 +164,6 @@ class Session:
     def predict(self, accelerator, folder: Path, scored: bool):
         """One pass over the split with a prediction file; with `scored` also metrics."""
         launch, split = self.launch, self.split
-        known = self.rows.columns
-        for column in launch.columns:
-            if column not in known:
-                raise InputError(f"--columns {column}: no such column.{nearest(column, known)}")
         file = folder / "predictions" / f"{self.name}.{launch.format}"
         key = {
             "weights": checkpoint.fingerprint(self.task, frozen_only=False),
@@ -250,7 +251,12 @@ def _apply(session: Session) -> int:
         if session.is_main and not launch.run:
             checkpoint.write_text(folder / "config.yaml", to_yaml(session.cfg))
             checkpoint.write_json(folder / "environment.json", _environment(session, folder))
-        session.weights()
+        try:
+            session.weights()
+        except InputError:
+            if session.is_main and not launch.run:
+                shutil.rmtree(folder)
+            raise
         if launch.run:
             session.load(session.checkpoint)
             console.print(f"weights: {session.checkpoint}")
@@ -316,10 +322,26 @@ def _dry_run(session: Session) -> int:
 # --------------------------------------------------------------------------- run directories
 
 
-def existing_run(path: str) -> Path:
-    if not (Path(path) / "config.yaml").is_file():
+def existing_run(path: str, recipe: str = "") -> Path:
+    """The folder of a run, of `recipe` if that is given. Raises InputError."""
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
         raise InputError(f"--run {path}: not a run directory (it has no config.yaml)")
-    return Path(path)
+    if not (folder / "config.yaml").stat().st_size:
+        raise InputError(f"--run {path}: damaged, its config.yaml is empty")
+    made_by = [session["recipe"] for session in _sessions(folder)]
+    if recipe and made_by and made_by[0] != recipe:
+        raise InputError(f"--run {path}: a run of {made_by[0]}, not of {recipe}")
+    return folder
+
+
+def _sessions(folder: Path) -> list[dict]:
+    """What environment.json holds, oldest first. Raises InputError if it is damaged."""
+    file = folder / "environment.json"
+    try:
+        return json.loads(file.read_text()) if file.exists() else []
+    except ValueError as error:
+        raise InputError(f"{file}: damaged ({error}). Delete it to go on without it") from None
 
 
 def _checkpoint(folder: Path, name: str) -> Path:
@@ -334,11 +356,11 @@ def _checkpoint(folder: Path, name: str) -> Path:
 
 def _run_folder(session: Session) -> tuple[Path, bool]:
     """The directory of this run, and whether it is there already and shall go on."""
-    cfg, launch = session.cfg, session.launch
+    launch = session.launch
     if not session.is_main:
         found: tuple[Path, bool] | None = None
     else:
-        found = _choose_folder(to_yaml(cfg), launch, Path(launch.out) / session.recipe)
+        found = _choose_folder(session, Path(launch.out) / session.recipe)
         try:
             found[0].mkdir(parents=True, exist_ok=True)
             (found[0] / ".lock").touch()
@@ -349,12 +371,14 @@ def _run_folder(session: Session) -> tuple[Path, bool]:
     return broadcast_object_list([found])[0]
 
 
-def _choose_folder(settings: str, launch: Launch, runs: Path) -> tuple[Path, bool]:
+def _choose_folder(session: Session, runs: Path) -> tuple[Path, bool]:
+    settings, launch, digest = to_yaml(session.cfg), session.launch, session.rows.digest
     if launch.resume and not (launch.run or launch.name):
         unfinished = [
             file.parent
             for file in sorted(runs.glob("*/config.yaml"), key=lambda f: f.stat().st_mtime)
             if file.read_text() == settings and not (file.parent / "results.json").exists()
+            if all(past["rows"] == digest for past in _sessions(file.parent))
         ]
         if unfinished:
             return unfinished[-1], True
@@ -383,6 +407,11 @@ def _choose_folder(settings: str, launch: Launch, runs: Path) -> tuple[Path, boo
             f"{folder}: was started with other settings: {'; '.join(changed)}. Runs are never "
             "mixed: use the same settings, or another --name"
         )
+    if any(past["rows"] != digest for past in _sessions(folder)):
+        raise InputError(
+            f"{folder}: was started with other rows than {', '.join(session.rows.names)} now. Runs "
+            "are never mixed: restore the table, or choose another --name"
+        )
     return folder, True
 
 
@@ -398,14 +427,13 @@ def _held(folder: Path, is_main: bool):
 
 def _environment(session: Session, folder: Path) -> list[dict]:
     """Versions, device and command of every session of this run, newest last."""
-    file = folder / "environment.json"
-    before = json.loads(file.read_text()) if file.exists() else []
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     now = {
         "recipe": session.recipe,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": sys.argv,
+        "rows": session.rows.digest,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "commit": commit,
@@ -413,7 +441,7 @@ def _environment(session: Session, folder: Path) -> list[dict]:
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "threads": torch.get_num_threads(),
     }
-    return [*before, now]
+    return [*_sessions(folder), now]
 
 
 def seed_everything(seed: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mgen.adapters.pooling import cls_pool, max_pool, mean_pool
 from mgen.backbones import Backbone, backbone
+from mgen.config import InputError
 from mgen.data import Table, table
 from mgen.task import Task
 from mgen.train import Train, run
@@ -33,8 +34,14 @@ class Config:
 class Embed(Task):
     trains = False
 
-    def build(self) -> None:
-        pass  # the backbone is all there is
+    def learn(self, rows, splits) -> None:
+        if self.cfg.pool == "cls" and not self.tokenizer.style.start:
+            raise InputError("--pool cls reads the start token, but this backbone has none")
+
+    def build(self) -> None:  # the backbone is all there is
+        layers = self.backbone.num_layers
+        if not -layers - 1 <= self.cfg.layer <= layers:
+            raise InputError(f"--layer {self.cfg.layer}: the layers are 0 to {layers}, or -1")
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
         return self.backbone.tokenize([row[self.cfg.data.x_col] for row in rows])

@@ -7,6 +7,7 @@ the penalty is chosen by cross-validation on the training rows alone.
     python recipes/ridge_regression.py --backbone esm2_8m --pool mean --data.path variants.csv
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from mgen.adapters.pooling import cls_pool, flatten, max_pool, mean_pool
 from mgen.backbones import Backbone, backbone
+from mgen.config import InputError
 from mgen.data import Table, table
 from mgen.data.facts import number_facts, number_yardsticks
 from mgen.figures import regression_figures
@@ -39,6 +41,14 @@ class Config:
 
 class RidgeRegression(Task):
     def learn(self, rows, splits) -> None:
+        cfg, count = self.cfg, len(rows.splits.get("train", ()))
+        self.per_position = cfg.pool == "flatten"
+        if cfg.pool == "cls" and not self.tokenizer.style.start:
+            raise InputError("--pool cls reads the start token, but this backbone has none")
+        if not cfg.penalties or not all(0 < p < math.inf for p in cfg.penalties):
+            raise InputError("--penalties: expected one or more numbers above 0")
+        if "train" in splits and not 2 <= cfg.cv_folds <= count:
+            raise InputError(f"--cv-folds {cfg.cv_folds}: expected 2 to {count}, the training rows")
         self.facts = number_facts(rows, splits, "train", self.facts)
 
     def build(self) -> None:

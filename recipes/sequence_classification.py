@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
-from mgen.data import Table, table
+from mgen.data import Table, check, table
 from mgen.data.facts import class_facts, class_yardsticks, targets
 from mgen.figures import classification_figures
 from mgen.metrics import classification_metrics
@@ -39,9 +39,14 @@ class Config:
 
 
 class SequenceClassification(Task):
-    def learn(self, rows, splits) -> None:
+    def learn(self, rows, splits) -> list[str]:
         cfg = self.cfg
+        self.per_position = cfg.adapter.per_position
+        cfg.adapter.check_pools(has_start=bool(self.tokenizer.style.start))
         self.facts = class_facts(rows, splits, cfg.classes, cfg.multilabel, self.facts)
+        if cfg.multilabel or "train" not in splits:
+            return []
+        return check.classes(rows, self.facts["classes"])
 
     def build(self) -> None:
         outputs = len(self.facts["classes"])

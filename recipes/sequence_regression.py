@@ -39,6 +39,8 @@ class Config:
 
 class SequenceRegression(Task):
     def learn(self, rows, splits) -> None:
+        self.per_position = self.cfg.adapter.per_position
+        self.cfg.adapter.check_pools(has_start=bool(self.tokenizer.style.start))
         self.facts = number_facts(rows, splits, self.cfg.scale, self.facts)
 
     def build(self) -> None:

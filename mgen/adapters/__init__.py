@@ -7,9 +7,10 @@ An adapter is an `nn.Module` built from (width, outputs, *, options) and called 
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from mgen.config import Choice, Registry
+from mgen.config import Choice, InputError, Registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,30 @@ class Adapter(Choice):
         sized = "length" in options and self.length == 0
         choice = dataclasses.replace(self, length=length) if sized else self
         return ADAPTERS.construct(choice, width, outputs)
+
+    @property
+    def per_position(self) -> bool:
+        """Whether it has one weight per position, and so needs rows of one length."""
+        return "per position" in ADAPTERS.facts[self.name]
+
+    def check_pools(self, has_start: bool) -> None:
+        """Raise InputError unless the adapter can be built and turns a row into one vector.
+
+        `has_start`: rows begin with a special token, which adapters on the first position need.
+        """
+        facts = ADAPTERS.facts[self.name]
+        if "per token" in facts:
+            raise InputError(
+                f"--adapter {self.name} acts on each token alone, but this task has one output per "
+                "row. Set a pooling one such as mean_pool_linear or mean_pool_mlp"
+            )
+        if "reads start" in facts and not has_start:
+            raise InputError(
+                f"--adapter {self.name} reads the start token, but this backbone has none. Set "
+                "mean_pool_linear, mean_pool_mlp or another backbone"
+            )
+        with torch.device("meta"):
+            self.build(1, 1, 1)
 
 
 ADAPTERS = Registry(Adapter, "adapter")

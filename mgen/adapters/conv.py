@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.adapters import ADAPTERS
+from mgen.adapters.mlp import check_options
 from mgen.adapters.pooling import max_pool, mean_pool, positions
 from mgen.config import InputError
 
@@ -33,7 +34,8 @@ class Conv(nn.Module):
         layers: int = 2,
         dropout: float = 0.0,
     ) -> None:
-        if kernel_size % 2 == 0 or layers < 1:
+        check_options(dropout, channels)
+        if kernel_size < 1 or kernel_size % 2 == 0 or layers < 1:
             raise InputError(
                 f"conv needs an odd --adapter.kernel-size and at least one of --adapter.layers, "
                 f"found {kernel_size} and {layers}."

@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mgen.adapters import ADAPTERS
+from mgen.config import InputError
 
 Activation = Literal["tanh", "relu", "gelu", "silu", "sigmoid"]
 ACTIVATIONS = {
@@ -16,7 +17,15 @@ ACTIVATIONS = {
 }
 
 
-@ADAPTERS.register("mlp")
+def check_options(dropout: float, *widths: int) -> None:
+    """Raise InputError for a dropout that is no share, or a layer without units."""
+    if not 0 <= dropout <= 1:
+        raise InputError(f"--adapter.dropout {dropout}: expected a share from 0 to 1")
+    if min(widths, default=1) < 1:
+        raise InputError(f"adapter layers of {min(widths)} units: expected 1 or more")
+
+
+@ADAPTERS.register("mlp", "per token")
 class MLP(nn.Sequential):
     """Multilayer perceptron per token: (..., D) -> (..., K), the mask is unused.
 
@@ -43,6 +52,7 @@ class MLP(nn.Sequential):
         dropout: float = 0.0,
         dropout_in_middle: bool = True,
     ) -> None:
+        check_options(dropout, *hidden_sizes)
         layers: list[nn.Module] = [nn.Dropout(dropout)]
         for size in hidden_sizes:
             layers += [nn.Linear(width, size, bias=bias), ACTIVATIONS[activation]()]
@@ -55,7 +65,7 @@ class MLP(nn.Sequential):
         return super().forward(hidden.to(self[-1].weight.dtype))
 
 
-@ADAPTERS.register("linear")
+@ADAPTERS.register("linear", "per token")
 class Linear(MLP):
     """One linear layer per token: (..., D) -> (..., K), the mask is unused.
 

@@ -138,7 +138,7 @@ def _share_option_help(cls: type, source: type) -> None:
     cls.__doc__ = f"{doc}{own}\n{args}"
 
 
-@ADAPTERS.register("linear_cls")
+@ADAPTERS.register("linear_cls", "reads start")
 class LinearCLS(PooledLinear):
     """First position, then linear. Equals the published LinearCLSAdapter."""
 
@@ -162,7 +162,7 @@ class MaxPoolLinear(PooledLinear):
     pool = staticmethod(max_pool)
 
 
-@ADAPTERS.register("cls_mlp")
+@ADAPTERS.register("cls_mlp", "reads start")
 class CLSMLP(PooledMLP):
     """First position, then an MLP. Equals the published MLPPoolAdapter with cls_pooling."""
 
@@ -183,7 +183,7 @@ class MaxPoolMLP(PooledMLP):
     pool = staticmethod(max_pool)
 
 
-@ADAPTERS.register("flatten_linear")
+@ADAPTERS.register("flatten_linear", "per position")
 class FlattenLinear(PooledLinear):
     """One weight per position and channel, for rows of one length. No published class.
 
@@ -198,7 +198,7 @@ class FlattenLinear(PooledLinear):
         self.pool = partial(flatten, length=length)
 
 
-@ADAPTERS.register("flatten_mlp")
+@ADAPTERS.register("flatten_mlp", "per position")
 class FlattenMLP(PooledMLP):
     """An MLP over all positions side by side, for rows of one length. No published class.
 

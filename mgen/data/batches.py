@@ -91,7 +91,7 @@ def loader(
             collate_fn=_same,
             pin_memory=pin_memory,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # or creating the iterator draws from the global state
         )
     )
@@ -116,6 +116,8 @@ def _same(batch: dict) -> dict:
     return batch
 
 
-def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides when its workers end.
+def _outlive_signals(worker: int) -> None:
+    # Ctrl-C and schedulers signal the whole process group; the parent decides when workers end.
+    # It may do so by SIGTERM, so only the first one is passed over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

@@ -107,14 +107,27 @@ def token_lengths(rows: Rows, column: str, tokenizer: Reads) -> np.ndarray:
     return lengths
 
 
+def one_length(rows: Rows, lengths: np.ndarray, indices: np.ndarray, length: int) -> None:
+    """Raise InputError for a row of other than `length` tokens; `lengths` are those of all rows."""
+    wrong = np.flatnonzero(lengths[np.sort(indices)] != length)
+    if len(wrong):
+        row = int(np.sort(indices)[wrong[0]])
+        raise InputError(
+            f"{place(rows, row, rows.table.x_col)}: {lengths[row]:,} tokens with special ones, "
+            f"where others have {length:,} ({len(wrong):,} of {len(indices):,} rows). One weight "
+            "per position needs rows of one length; pool, e.g. by the mean, or drop these rows."
+        )
+
+
 def identifiers(rows: Rows, indices: np.ndarray | None = None) -> list[str]:
-    """Identifiers are different."""
+    """Identifiers are different; a row may have none."""
     if not rows.id_col:
         return []
     hashes = [np.array([], dtype=np.int64)]
-    for _, block in rows.chunks([rows.id_col], indices):
-        cells = block.column(rows.id_col).to_pylist()
-        hashes.append(np.fromiter(map(hash, cells), dtype=np.int64, count=len(cells)))
+    for numbers, block in rows.chunks([rows.id_col], indices):
+        cells = zip(numbers.tolist(), block.column(rows.id_col).to_pylist(), strict=True)
+        values = (hash(str(cell)) if cell not in (None, "") else hash(("", n)) for n, cell in cells)
+        hashes.append(np.fromiter(values, dtype=np.int64, count=block.num_rows))
     values = np.concatenate(hashes)
     ordered = np.sort(values)
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
@@ -221,7 +234,8 @@ class _Reading:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+        if not any(is_kind(column.type) for is_kind in kinds):
             raise InputError(
                 f"{rows.names[0]}, column '{rows.table.x_col}': expected sequences as text, found "
                 f"values of type {column.type}. Set --data.x-col."

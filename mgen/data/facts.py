@@ -34,7 +34,7 @@ def number_facts(rows: Rows, splits: Sequence[str], scale: str, known: Facts) ->
     `known` is returned as it is when the run has been trained. "none" leaves labels unscaled.
     Raises InputError with the first bad label.
     """
-    columns = rows.table.y_cols
+    columns = _label_columns(rows)
     for split in splits:
         for _ in number_blocks(rows, columns, rows.splits[split]):
             pass
@@ -69,6 +69,14 @@ def class_facts(
     `multilabel` the 0/1 label columns themselves. Raises InputError with the first bad label, and
     for a class that is held out but has no training row unless `classes` was set.
     """
+    columns = _label_columns(rows)
+    if len(columns) > 1 and not multilabel:
+        raise InputError(
+            f"--data.y-cols {' '.join(columns)}: one column holds the class of a row. Name one, or "
+            "set --multilabel for one 0/1 column per label"
+        )
+    if classes < 0 or classes == 1:
+        raise InputError(f"--classes {classes}: expected 2 or more, or 0 to count them")
     names = list(rows.table.y_cols) if multilabel else known.get("classes")
     names = names or list(class_names(rows, rows.table.y_cols[0], classes))
     found = {split: _targets(rows, rows.splits[split], names, multilabel) for split in splits}
@@ -101,13 +109,13 @@ def class_facts(
 def targets(
     rows: list[dict], columns: Sequence[str], names: Sequence[str], multilabel: bool
 ) -> Tensor | None:
-    """Class numbers (B,), or 0/1 labels (B, K); None where the rows have no labels."""
+    """Class numbers (B,), or 0/1 labels (B, K); None unless every row has all of them."""
     if not multilabel:
         return class_labels(rows, columns[0], names)
-    cells = [[row.get(column) for column in columns] for row in rows]
-    if all(cell is None or cell == "" for row in cells for cell in row):
-        return None
-    return torch.tensor([[int(float(cell)) for cell in row] for row in cells])
+    try:
+        return torch.tensor([[int(float(row[column])) for column in columns] for row in rows])
+    except (KeyError, TypeError, ValueError):
+        return None  # only in prediction, which reads no labels: others were refused before
 
 
 def class_yardsticks(rows: Rows, indices: np.ndarray, facts: Facts, multilabel: bool) -> Yardsticks:
@@ -120,6 +128,14 @@ def class_yardsticks(rows: Rows, indices: np.ndarray, facts: Facts, multilabel: 
         truth = class_ids(rows, rows.table.truth_col, names, indices)
         sticks["noise ceiling"] = (torch.eye(len(names))[truth], labels)
     return sticks
+
+
+def _label_columns(rows: Rows) -> tuple[str, ...]:
+    columns = rows.table.y_cols
+    if not columns or len({*columns}) < len(columns):
+        given = " ".join(columns) or "is empty"
+        raise InputError(f"--data.y-cols {given}: name each column of labels once")
+    return columns
 
 
 def _targets(rows: Rows, indices: np.ndarray, names: list[str], multilabel: bool) -> np.ndarray:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_CLASSES = 100_000
+NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?)", re.IGNORECASE)
 WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
 
 
@@ -116,6 +117,7 @@ def _parsed(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     is_text = np.zeros(len(column), dtype=bool)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = pc.utf8_trim_whitespace(column)
@@ -125,7 +127,7 @@ def _parsed(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         except pa.ArrowInvalid:
             is_text = np.array([_is_text(cell) for cell in column])
             column = pc.if_else(pa.array(is_text), "nan", column)
-    elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+    elif not any(is_kind(column.type) for is_kind in numeric):
         is_text = np.array([cell.is_valid for cell in column])
         column = pa.chunked_array([pa.nulls(len(column), pa.float64())])
     missing = column.is_null().to_numpy() & ~is_text
@@ -160,6 +162,15 @@ def class_names(rows: Rows, column: str, num_classes: int = 0) -> tuple[str, ...
     """
     indices = np.unique(np.concatenate(list(rows.splits.values())))
     first = _first_rows(rows, column, indices)
+    if len(first) < 2:
+        raise InputError(
+            f"{rows.names[0]}, column '{column}': the same class in all rows used "
+            f"({_listed([*first])}): nothing to learn. Set --data.y-cols."
+        )
+    for name, row in first.items():
+        if NOT_FINITE.fullmatch(name):
+            where = place(rows, row, column)
+            raise InputError(f"{where}: {name!r} is no class. Correct it, or name it in words.")
     if not all(WHOLE.fullmatch(name) for name in first):
         if num_classes and len(first) != num_classes:
             raise InputError(
@@ -218,31 +229,39 @@ def class_weights(ids: np.ndarray, num_classes: int) -> np.ndarray:
 def class_labels(
     rows: Sequence[dict[str, Any]], column: str, names: Sequence[str]
 ) -> Tensor | None:
-    """Classes of plain rows as numbers (B,), int64; None where the rows have no labels."""
+    """Classes of plain rows as numbers (B,), int64; None unless every row has a known one.
+
+    Where labels are needed, rows without them were refused before; prediction reads none.
+    """
     import torch
 
     known = {name: i for i, name in enumerate(names)}
     codes = [_code(row.get(column), known) for row in rows]
-    if all(code == -1 for code in codes):
-        return None
-    if min(codes) < 0:
-        cell = rows[codes.index(min(codes))].get(column)
-        raise InputError(f"column '{column}': class {cell!r} is not one of {_listed(names)}")
-    return torch.tensor(codes)
+    return None if min(codes) < 0 else torch.tensor(codes)
 
 
 def _code(cell: Any, known: dict[str, int]) -> int:
-    if cell is None or cell == "":
+    if _is_missing(cell):
         return -1
     return known.get(class_name(cell), -2)
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or cell != cell or not str(cell).strip()  # NaN differs from itself
 
 
 def _class_blocks(
     rows: Rows, column: str, indices: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[Any]]]:
     """Row numbers, a code per row, and the distinct cells that the codes stand for."""
+    import pyarrow as pa
+
     _require_labels(rows, column)
     for numbered, block in rows.chunks([column], indices):
+        kind = block.column(column).type
+        if pa.types.is_nested(kind):
+            where = place(rows, int(numbered[0]), column)
+            raise InputError(f"{where}: expected one class per row, found values of type {kind}.")
         coded = block.column(column).combine_chunks().dictionary_encode("encode")
         yield numbered, coded.indices.to_numpy(), coded.dictionary.to_pylist()
 
@@ -254,7 +273,7 @@ def _first_rows(rows: Rows, column: str, indices: np.ndarray) -> dict[str, int]:
         present, at, counts = np.unique(codes, return_index=True, return_counts=True)
         for code, position, count in zip(present, at, counts, strict=True):
             cell = cells[code]
-            if cell is None or cell == "":
+            if _is_missing(cell):
                 missing.add(numbered[position], cell, count)
             else:
                 first.setdefault(class_name(cell), int(numbered[position]))

@@ -12,7 +12,7 @@ from mgen.config import InputError, nearest
 from mgen.data import splits as cut
 from mgen.data.arrow import BUNDLED_PREFIX, cached, local_file
 from mgen.data.table import Rows, Table
-from mgen.io.tables import is_table
+from mgen.io.tables import READERS, is_table
 
 SPLITS = ("train", "valid", "test")
 NO_ROWS = np.array([], dtype=np.int64)
@@ -38,14 +38,37 @@ def open_table(table: Table, split: bool) -> Rows:
         dataset = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     except (ValueError, TypeError) as error:
         names = ", ".join(name for name, _, _ in sources)
-        raise InputError(f"{names}: columns of one name differ in type: {error}") from None
+        raise InputError(
+            f"{names}: columns of one name differ in type: {error}. Save all in one format, all "
+            "with decimal points or all without."
+        ) from None
     rows = Rows(table, dataset, sources)
+    for (name, _, _), part in zip(sources, parts, strict=True):
+        if table.x_col in dataset.column_names and table.x_col not in part.column_names:
+            raise InputError(
+                f"{name}: no column '{table.x_col}', which other files have; columns are "
+                f"{', '.join(map(repr, part.column_names))}."
+                f"{nearest(table.x_col, part.column_names)} Rename it."
+            )
     for option in ("x_col", "id_col", *(("split_col", "fold_col") if split else ())):
         if getattr(table, option):
             rows.require(getattr(table, option), option.replace("_", "-"))
     if split:
-        _assign(rows, groups)
+        _check_options(table)
+        try:
+            _assign(rows, groups)
+        except InputError as error:
+            message = str(error)
+            known = message.startswith((table.path, "--data", *rows.names))
+            raise InputError(message if known else f"{rows.names[0]}: {message}") from None
     return rows
+
+
+def _check_options(table: Table) -> None:
+    if not 0 <= table.split_seed < 2**32:
+        raise InputError(f"--data.split-seed {table.split_seed}: expected 0 to 2^32 - 1")
+    if not table.folds and (table.fold or table.fold_col):
+        raise InputError("--data.fold and --data.fold-col need --data.folds, the number of folds")
 
 
 Part = tuple[str, str, Any, str]  # name for people, group, datasets.Dataset, digest
@@ -65,7 +88,7 @@ def _files(path: str) -> list[str]:
     if place.is_dir():
         files = sorted(str(file) for file in place.iterdir() if file.is_file() and is_table(file))
         if not files:
-            raise InputError(f"{path}: a folder without a single table")
+            raise InputError(f"{path}: a folder without a single table ({', '.join(READERS)})")
         return files
     if place.exists():
         return [path]
@@ -76,14 +99,14 @@ def _files(path: str) -> list[str]:
         return files
     is_id = path.count("/") <= 1 and path[0] not in "./~" and not is_table(path)
     if not is_id or path.startswith(BUNDLED_PREFIX):
-        raise InputError(f"{path}: no such file{_neighbour(place)}")
+        raise InputError(f"{path}: no such file.{_neighbour(place)}")
     return []
 
 
 def _neighbour(place: Path) -> str:
     if not place.parent.is_dir():
-        return f": there is no folder {place.parent}"
-    return "." + nearest(place.name, [file.name for file in place.parent.iterdir()])
+        return f" There is no folder {place.parent}."
+    return nearest(place.name, [file.name for file in place.parent.iterdir()])
 
 
 def _stem(file: str) -> str:
@@ -99,8 +122,9 @@ def _hub_parts(table: Table, path: str) -> list[Part]:
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path}: no such file, and not to be had as a data set of the Hugging Face hub "
-            f"({type(error).__name__}: {error}). Check the name, --data.subset, --data.revision "
-            "and the connection, or download the data set and give --data.path its folder."
+            f"({type(error).__name__}: {error}).{_neighbour(local_file(path))} Check the name, "
+            "--data.subset, --data.revision and the connection, or download the data set and give "
+            "--data.path its folder."
         ) from error
     return [(f"{path} [{name}]", name, part, part._fingerprint) for name, part in found.items()]
 

@@ -67,23 +67,17 @@ class Table(Choice):
         return open_table(self, split)
 
     def labels(self, rows: Sequence[dict[str, Any]]) -> Tensor | None:
-        """The labels of rows as numbers (B, K), float32; None where the rows have none."""
+        """The labels of rows as numbers (B, K), float32; None unless every row has all of them.
+
+        Where labels are needed, rows without them were refused before; prediction reads none.
+        """
         import torch
 
-        cells = [[row.get(column) for column in self.y_cols] for row in rows]
-        if all(cell is None or cell == "" for row in cells for cell in row):
+        try:
+            numbers = [[float(row[column]) for column in self.y_cols] for row in rows]
+        except (KeyError, TypeError, ValueError):
             return None
-        numbers = [[_number(row.get(column), column) for column in self.y_cols] for row in rows]
         return torch.tensor(numbers, dtype=torch.float32)
-
-
-def _number(value: Any, column: str) -> float:
-    if value is None or value == "":
-        return float("nan")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"column '{column}': {value!r} is not a number") from None
 
 
 class Rows:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from mgen.config import InputError
 
-READER_VERSION = 1  # part of the key of cached tables: raise it when the same bytes read otherwise
+READER_VERSION = 2  # part of the key of cached tables: raise it when the same bytes read otherwise
 BLOCK_BYTES = 16 << 20  # a CSV row must fit into one block
 BLOCK_ROWS = 10_000
 LARGEST_BATCH = 64 << 20  # characters of FASTA sequence held at once
@@ -111,7 +111,10 @@ def _header(path: Path, line: bytes, delimiter: str) -> list[str]:
     try:
         text = line.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}, header: not UTF-8 text ({error.reason})") from None
+        message = f"{path}, header: not UTF-8 text ({error.reason}). Save as UTF-8."
+        raise InputError(message) from None
+    if "\r" in text:
+        raise InputError(f"{path}: lines end in CR alone. Save with Unix or Windows line ends.")
     names = next(csv.reader([text], delimiter=delimiter), [])
     if not names or not text.strip():
         raise InputError(f"{path}: the first line must name the columns, but it is empty")
@@ -192,7 +195,7 @@ def _json_batches(path: Path, file: IO[bytes]) -> Iterator[tuple[int, list[dict]
 def _json_record(path: Path, row: int, line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}, row {row}: not a line of JSON ({error})") from None
     if not isinstance(record, dict):
         raise InputError(
@@ -209,10 +212,11 @@ def _unified(path: Path, start: int, schema: pa.Schema, records: list[dict]) -> 
         try:
             field = pa.schema([(name, pa.array(values).type)])
             schema = pa.unify_schemas([schema, field], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:  # those of Arrow among them
+            rows = f"rows {start}-{start + len(records) - 1}"
             raise InputError(
-                f"{path}, rows {start}-{start + len(records) - 1}, column '{name}': values of "
-                f"different types ({error}). Write all as text or all as numbers."
+                f"{path}, {rows}, column '{name}': values of different types, or of none that "
+                f"fits ({error}). Write all as text or all as numbers."
             ) from None
     return schema
 
@@ -226,7 +230,10 @@ def _read_parquet(path: Path, file: IO[bytes]) -> Batches:
     try:
         table = parquet.ParquetFile(file)
         _reject_duplicates(path, table.schema_arrow.names)
-        yield from table.iter_batches(batch_size=BLOCK_ROWS)
+        views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # few kernels
+        fields = [f.with_type(views.get(f.type, f.type)) for f in table.schema_arrow]
+        for batch in table.iter_batches(batch_size=BLOCK_ROWS):
+            yield batch.cast(pa.schema(fields))
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}: not a Parquet file, or a damaged one ({error})") from None
 
