@@ -15,6 +15,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -34,6 +35,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest of `names`, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(kind: str, name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is not among `names`: the nearest one, and all if they are few."""
+    names = sorted(names)
+    listed = f" Known: {', '.join(names)}." if len(names) <= 20 else " See mgen list."
+    return f"no {kind} '{name}'.{nearest(name, names)}{listed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +89,7 @@ class Registry:
         """The choice `name` with its options. Raises InputError with the nearest known name."""
         key = self.resolve(name)
         if key not in self.constructors:
-            known = sorted(self.constructors)
-            raise InputError(
-                f"no {self.kind} '{name}'.{nearest(name, known)} Known: {', '.join(known)}."
-            )
+            raise InputError(unknown(self.kind, name, self.constructors))
         return self._options(key)(**{"name": name, **options})
 
     def construct(self, choice: Choice, *args: Any) -> Any:
@@ -105,13 +110,27 @@ class Registry:
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         ]
         options = dataclasses.make_dataclass(
-            key, fields, bases=(self.base,), frozen=True, kw_only=True
+            key,
+            fields,
+            bases=(self.base,),
+            namespace={"__reduce__": _reduce},
+            frozen=True,
+            kw_only=True,
         )
         # A generated class has no source: tyro finds the help of its options in "Args:" lines.
         doc = inspect.getdoc(constructor) or key
         helps = "\n".join(map(_argument_lines, (inspect.getdoc(self.base) or "", doc)))
         options.__doc__ = f"{doc.splitlines()[0]}\n\nArgs:\n{helps}\n"
         return options
+
+
+def _reduce(choice: Choice) -> tuple:
+    # A generated class is no module's attribute; started processes make the choice anew.
+    return _rebuild, (type(choice).registry.base, vars(choice))
+
+
+def _rebuild(base: type[Choice], options: dict[str, Any]) -> Choice:
+    return base.registry.choose(**options)
 
 
 def _argument_lines(doc: str) -> str:
@@ -149,8 +168,15 @@ def from_yaml(config: T, file: str | Path) -> T:
     """
     import yaml
 
+    class Loader(yaml.BaseLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value]
+            if twice := {str(key) for key in keys if keys.count(key) > 1}:
+                raise InputError(f"--config {file}: set more than once: {', '.join(sorted(twice))}")
+            return super().construct_mapping(node, deep)
+
     try:
-        tree = yaml.load(Path(file).read_text(), Loader=yaml.BaseLoader) or {}
+        tree = yaml.load(Path(file).read_text(), Loader=Loader) or {}
     except FileNotFoundError:
         raise InputError(f"--config {file}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -183,9 +209,12 @@ def plain(value: Any) -> Any:
 def flag_values(argv: Sequence[str], path: str) -> list[str]:
     """The values that `--path VALUE` or `--path=VALUE` gives in `argv`, in order."""
     flags = {f"--{path}", f"--{path.replace('_', '-')}"}
-    spaced = [b for a, b in zip(argv, argv[1:], strict=False) if a in flags]
-    joined = [a.partition("=")[2] for a in argv if a.partition("=")[0] in flags and "=" in a]
-    return spaced + joined
+    values = []
+    for word, following in zip_longest(argv, argv[1:]):
+        flag, joined, value = word.partition("=")
+        if flag in flags and (joined or following is not None):
+            values.append(value if joined else following)
+    return values
 
 
 def _names(tree: Any, path: str) -> list[str]:
