@@ -27,7 +27,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     """Write `folder/step-<n>`: `tensors` as <name>.safetensors, dicts in `state` as <name>.json.
 
     Everything goes to a temporary sibling, is synced to disk and listed in a manifest; then the
-    sibling takes its name. Killed at any instant, this leaves a complete checkpoint or none.
+    sibling takes its name. Killed at any instant, this leaves a complete checkpoint, under its own
+    name or one that `recover` gives it, or what was there before.
     """
     from safetensors.torch import save_file
 
@@ -81,15 +82,30 @@ def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     return tensors, {f.stem: json.loads(f.read_text()) for f in names}
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint, and what is wrong with each newer one."""
-    problems = []
+def newest(folder: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    newest_first = sorted(folder.glob("step-*"), key=step_of, reverse=True)
+    return next((checkpoint for checkpoint in newest_first if not fault(checkpoint)), None)
+
+
+def recover(folder: Path) -> list[str]:
+    """Make `newest` the newest of all; returns what was wrong with those moved out of its way."""
+    for partial in folder.glob(".step-*.partial"):
+        final = folder / partial.name[1:].removesuffix(".partial")
+        if fault(partial):
+            shutil.rmtree(partial)
+        else:  # killed when all was written, possibly after an older one of this step was deleted
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+    found, problems = newest(folder), []
     for checkpoint in sorted(folder.glob("step-*"), key=step_of, reverse=True):
-        problem = fault(checkpoint)
-        if not problem:
-            return checkpoint, problems
-        problems.append(f"{checkpoint.name} is not used: {problem}")
-    return None, problems
+        if checkpoint == found:
+            break
+        aside = folder / f"damaged-{checkpoint.name}"
+        problems.append(f"{checkpoint.name} is not used, now {aside.name}: {fault(checkpoint)}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(checkpoint, aside)
+    return problems
 
 
 def step_of(checkpoint: Path) -> int:
@@ -104,10 +120,14 @@ def link(folder: Path, name: str, step: int) -> None:
     os.replace(partial, folder / name)
 
 
-def prune(folder: Path, keep: int, always: set[int]) -> None:
-    """Delete all but the `keep` newest checkpoints and the steps in `always`."""
-    for checkpoint in sorted(folder.glob("step-*"), key=step_of)[:-keep]:
-        if step_of(checkpoint) not in always:
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` (1 or more) newest checkpoints and the best step of each."""
+    by_step, best = sorted(folder.glob("step-*"), key=step_of), set()
+    for checkpoint in by_step[-keep:]:
+        with contextlib.suppress(OSError, ValueError):  # `recover` deals with damaged ones
+            best.add(json.loads((checkpoint / "state.json").read_text())["best"])
+    for checkpoint in by_step[:-keep]:
+        if step_of(checkpoint) not in best:
             shutil.rmtree(checkpoint)
 
 
@@ -194,8 +214,7 @@ def restore_optimiser(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        device = "cpu" if entry == "step" else parameter.device
-        optimiser.state[parameter][entry] = value.to(device)
+        optimiser.state[parameter][entry] = value.to(parameter.device)
 
 
 # --------------------------------------------------------------------------- files of a run
@@ -223,14 +242,18 @@ def write_text(file: Path, text: str) -> None:
     os.replace(partial, file)
 
 
-def cut_metrics(file: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` after `step`, and a line cut short by a kill."""
+def cut_metrics(file: Path, steps: dict[str, int]) -> None:
+    """Keep the lines of `metrics.jsonl` up to the step that `steps` gives for their split.
+
+    Lines of other splits go, and so does one cut short by a kill: all are written again.
+    """
     if not file.exists():
         return
     kept = []
     for line in file.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # only the last line can be cut short
-            if json.loads(line)["step"] <= step:
+            row = json.loads(line)
+            if row["step"] <= steps.get(row["split"], -1):
                 kept.append(line)
     write_text(file, "".join(line + "\n" for line in kept))
 
@@ -242,8 +265,9 @@ def lock(folder: Path) -> TextIO:
     """
     file = open(folder / ".lock", "w")  # noqa: SIM115  (held open on purpose)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Not flock: worker processes would inherit that and hold it on after this one's death.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         file.close()
         raise InputError(f"{folder}: another process is writing to this run") from None
     return file
