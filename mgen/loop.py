@@ -10,6 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from mgen.report import console, number, progress, warn
 from mgen.task import Task
 
 BLOCK_TOKENS = 2**18  # tokens per block of a prediction file
+WORTH_WORKERS = 32  # fewer batches are made before worker processes have started and stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,14 @@ class Train:
     monitor: str = "loss"  # validation metric that decides which checkpoint is best
     patience: int = 0  # evaluations without a better one before training stops; 0: never
     log_every: int = 10  # steps between lines of metrics.jsonl
+
+    def __post_init__(self) -> None:
+        least = dict.fromkeys(("batch_size", "accumulate", "keep", "log_every"), 1)
+        for name, value in vars(self).items():
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, int | float) and not least.get(name, 0) <= item < math.inf:
+                    flag = f"--train.{name.replace('_', '-')}"
+                    raise InputError(f"{flag} {item}: expected at least {least.get(name, 0)}")
 
 
 @dataclass
@@ -123,9 +133,9 @@ def lr_factor(step: int, total: int, train: Train) -> float:
 def summed(loss: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Sum of the losses and their number, or with weights weighted sum and sum of weights."""
     if isinstance(loss, tuple):
-        losses, weights = loss
+        losses, weights = (part.float() for part in loss)  # a sum in half precision is coarse
         return (losses * weights).sum(), weights.sum()
-    return loss.sum(), torch.tensor(float(loss.numel()), device=loss.device)
+    return loss.float().sum(), torch.tensor(float(loss.numel()), device=loss.device)
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -229,7 +239,7 @@ class Fit:
                         self.save()
                     if state.step >= self.total or state.stopped:
                         break
-                    signals.check()
+                    self.check(signals)
                     epoch, index, group = next(groups)
                     row = self.step(group, [next(batches) for _ in group])
                     state.step, state.epoch, state.index = state.step + 1, epoch, index
@@ -251,13 +261,14 @@ class Fit:
         loss = count = unit = None
         for i, (planned, batch) in enumerate(zip(group, batches, strict=True)):
             last = i == len(group) - 1
-            with accelerator.no_sync(self.model) if not last else _nothing():
+            with accelerator.no_sync(self.model) if not last else nullcontext():
                 with accelerator.autocast():
                     part, number_ = summed(self.task.loss(self.model(batch), batch))
                 if not planned.counts:
                     part, number_ = part * 0, number_ * 0
                 number_ = accelerator.reduce(number_) if self.world > 1 else number_
-                unit = number_ if unit is None else unit
+                # One scale for all; of the right size, so that half-precision gradients fit.
+                unit = torch.where(number_ > 0, number_, 1.0) if unit is None else unit
                 accelerator.backward(part / unit)
             part = part.detach()
             loss, count = (part, number_) if loss is None else (loss + part, count + number_)
@@ -270,8 +281,9 @@ class Fit:
             self.check_gradients()
         norm = accelerator.clip_grad_norm_(self.names, train.clip or math.inf)
         loss = accelerator.reduce(loss) if self.world > 1 else loss
-        if not (torch.isfinite(loss) and (accelerator.scaler or torch.isfinite(norm))):
-            raise NotFinite(self.where(loss, norm, batches))
+        finite = torch.isfinite(loss) and (accelerator.scaler or torch.isfinite(norm))
+        if not (finite and count > 0):
+            raise NotFinite(self.where(loss, count, norm, batches))
         factor = lr_factor(self.state.step, self.total, train)
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = train.lr * factor
@@ -288,17 +300,24 @@ class Fit:
             since[key] = since.get(key, 0.0) + value
         return {"lr": train.lr * factor, "grad_norm": norm.item()}
 
+    def check(self, signals: Signals) -> None:
+        """Raises Interrupted, in all processes at the same step, if a signal came to any."""
+        if self.world > 1:
+            number_ = torch.tensor([signals.number], device=self.accelerator.device)
+            signals.number = int(self.accelerator.gather(number_).max())
+        signals.check()
+
     def check_gradients(self) -> None:
         """Raises RuntimeError if a LoRA matrix that should train gets no gradient."""
         idle = [n for p, n in self.names.items() if "lora_" in n and p.grad is None]
         if idle:
             raise RuntimeError(f"LoRA matrices without a gradient: {', '.join(idle[:5])}")
 
-    def where(self, loss: Tensor, norm: Tensor, batches: list[dict]) -> str:
+    def where(self, loss: Tensor, count: Tensor, norm: Tensor, batches: list[dict]) -> str:
         rows = [row for batch in batches for row in batch["row"].tolist()]
         return (
-            f"step {self.state.step + 1}: loss sum {loss.item()}, gradient norm {norm.item()}; "
-            f"seed {self.train.seed}; rows of this step: "
+            f"step {self.state.step + 1}: loss sum {loss.item()} over {count.item():g}, gradient "
+            f"norm {norm.item()}; seed {self.train.seed}; rows of this step: "
             + "; ".join(self.rows.where(row) for row in rows[:8])
             + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
             + ". Nothing was changed by this step. Lower --train.lr, or look at these rows."
@@ -323,7 +342,7 @@ class Fit:
             metrics = self.task.metrics()
             values, _ = infer(
                 self.task, self.rows, "valid", self.lengths, train, self.accelerator,
-                metrics=metrics, check=signals.check,
+                metrics=metrics, check=signals.check if self.world == 1 else _nothing,
             )  # fmt: skip
         except Interrupted:
             state.evaluated = before
@@ -390,16 +409,20 @@ class Fit:
                 "state": asdict(state),
                 "facts": self.task.facts,
                 "backbone": {"frozen_parameters_sha256": self.fingerprint},
+                "data": {"rows_sha256": self.rows.digest},
             }
             if self.accelerator.scaler:
                 saved["scaler"] = self.accelerator.scaler.state_dict()
             saved |= checkpoint.lora_config(self.task)
             checkpoint.save(self.checkpoints, state.step, tensors, saved)
-            checkpoint.link(self.checkpoints, "last", state.step)
-            if state.best >= 0:
-                checkpoint.link(self.checkpoints, "best", state.best)
-            checkpoint.prune(self.checkpoints, self.train.keep, {state.best})
+            self._point()
         self.accelerator.wait_for_everyone()
+
+    def _point(self) -> None:
+        checkpoint.link(self.checkpoints, "last", self.state.step)
+        if self.state.best >= 0:
+            checkpoint.link(self.checkpoints, "best", self.state.best)
+        checkpoint.prune(self.checkpoints, self.train.keep)
 
     def _random_states(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()}
@@ -414,16 +437,23 @@ class Fit:
 
     def restore(self) -> None:
         """Go back to the newest complete checkpoint, or to the start if there is none."""
-        found, problems = checkpoint.newest(self.checkpoints)
-        for problem in problems:
-            warn(problem)
-        if self.accelerator.is_main_process:
-            step = checkpoint.step_of(found) if found else -1
-            checkpoint.cut_metrics(self.folder / "metrics.jsonl", step)
+        is_main = self.accelerator.is_main_process
+        if is_main:
+            for problem in checkpoint.recover(self.checkpoints):
+                warn(problem)
+        self.accelerator.wait_for_everyone()
+        found = checkpoint.newest(self.checkpoints)
         if not found:
+            if is_main:
+                checkpoint.cut_metrics(self.folder / "metrics.jsonl", {})
             console.print("no complete checkpoint yet: starting at step 0")
             return
         tensors, saved = checkpoint.load(found)
+        if saved["data"]["rows_sha256"] != self.rows.digest:
+            raise InputError(
+                f"{found}: the rows of the table or its splits have changed since; a run goes on "
+                "with the same rows, or under another --name from the start"
+            )
         if saved["state"]["processes"] != self.world:
             raise InputError(
                 f"{found}: written by {saved['state']['processes']} processes, this run has "
@@ -436,6 +466,10 @@ class Fit:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.state = State(**saved["state"])
         self.saved = (self.state.step, self.state.evaluated)
+        if is_main:
+            steps = {"train": self.state.step, "valid": self.state.evaluated}
+            checkpoint.cut_metrics(self.folder / "metrics.jsonl", steps)
+            self._point()  # a kill may have come before `save` did
         suffix = f".{self.accelerator.process_index}" if self.world > 1 else ""
         torch.set_rng_state(tensors["random"]["cpu" + suffix])
         if self.accelerator.device.type == "cuda":
@@ -447,9 +481,7 @@ def batch_seed(seed: int, epoch: int, index: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
 
 
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *exception) -> None: ...
+def _nothing() -> None: ...
 
 
 # --------------------------------------------------------------------------- without training
@@ -466,7 +498,7 @@ def infer(
     metrics: dict[str, Any] | None = None,
     writer: Writer | None = None,
     columns: tuple[str, ...] = (),
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = _nothing,
 ) -> tuple[dict[str, float], list[Tensor]]:
     """One pass over the rows of a split: metrics over each row once, predictions to `writer`.
 
@@ -488,7 +520,8 @@ def infer(
             todo.append((block, Batch(numbers, seed), i == len(cut) - 1))
     total, weight, pieces, scores = 0.0, 0.0, [], []
     task.to(device).eval()
-    made = loader(rows, [b for _, b, _ in todo], task.collator(), train.workers)
+    workers = train.workers if len(todo) >= WORTH_WORKERS else 0
+    made = loader(rows, [b for _, b, _ in todo], task.collator(), workers)
     with torch.inference_mode(), progress(split, len(todo)) as bar:
         for done, ((block, _, last), batch) in enumerate(zip(todo, made, strict=True)):
             check()
@@ -526,6 +559,11 @@ def in_order(pieces: list[dict[str, Any]], rows, columns: tuple[str, ...]) -> di
     numbers = torch.cat([piece["row"] for piece in pieces]).cpu()
     order = torch.argsort(numbers)
     joined: dict[str, Any] = {"row": numbers[order]}
+    if clash := {*columns} & {*pieces[0]}:
+        raise InputError(
+            f"--columns {min(clash)}: the prediction file has a column of that name; rename the "
+            "table's"
+        )
     if columns:
         taken = rows.take(numbers[order].tolist())
         joined |= {name: [row[name] for row in taken] for name in columns}

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+ALONE = {"sync_on_compute": False}  # metrics of torchmetrics ask other processes otherwise
 Arrange = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -54,7 +55,6 @@ class Library(Metric):
     def __init__(self, metric: nn.Module, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.metric = metric
-        self.metric.sync_on_compute = False
 
     def add(self, predictions: Tensor, labels: Tensor) -> None:
         self.metric.update(predictions, labels)
@@ -114,9 +114,8 @@ class MultilabelMCC(Metric):
         from torchmetrics.classification import BinaryMatthewsCorrCoef
 
         super().__init__(arrange)
-        off = {"sync_on_compute": False}
-        self.overall = BinaryMatthewsCorrCoef(**off)
-        self.each = nn.ModuleList(BinaryMatthewsCorrCoef(**off) for _ in range(labels))
+        self.overall = BinaryMatthewsCorrCoef(**ALONE)
+        self.each = nn.ModuleList(BinaryMatthewsCorrCoef(**ALONE) for _ in range(labels))
 
     def add(self, predictions: Tensor, labels: Tensor) -> None:
         self.overall.update(predictions.flatten(), labels.flatten())
@@ -150,13 +149,13 @@ def regression_metrics(outputs: int) -> dict[str, Metric]:
         metric.set_dtype(torch.float64)
         return Library(metric, arrange, higher_is_better=better, rows_needed=rows_needed)
 
-    each = {"num_outputs": outputs}
+    each = {"num_outputs": outputs, **ALONE}
     return {
         "pearson": Whole(pearson, arrange, rows_needed=2),
         "spearman": Whole(spearman, arrange, rows_needed=2),
         "mae": library(torchmetrics.MeanAbsoluteError(**each), better=False),
         "mse": library(torchmetrics.MeanSquaredError(**each), better=False),
-        "r2": library(torchmetrics.R2Score(multioutput="raw_values"), rows_needed=2),
+        "r2": library(torchmetrics.R2Score(multioutput="raw_values", **ALONE), rows_needed=2),
     }
 
 
@@ -176,7 +175,7 @@ def classification_metrics(classes: int, multilabel: bool = False) -> dict[str, 
 
     if multilabel:
         scored = counted = _arrange_multilabel(classes)
-        of = {"num_labels": classes, "average": None}
+        of = {"num_labels": classes, "average": None, **ALONE}
         counts = {
             "accuracy": tm.MultilabelAccuracy(**of),
             "f1": tm.MultilabelF1Score(**of),
@@ -184,16 +183,16 @@ def classification_metrics(classes: int, multilabel: bool = False) -> dict[str, 
     elif classes == 2:
         scored, counted = _arrange_binary, _flat(_arrange_binary)
         counts = {
-            "accuracy": tm.BinaryAccuracy(),
-            "f1": tm.BinaryF1Score(),
-            "mcc": tm.BinaryMatthewsCorrCoef(),
+            "accuracy": tm.BinaryAccuracy(**ALONE),
+            "f1": tm.BinaryF1Score(**ALONE),
+            "mcc": tm.BinaryMatthewsCorrCoef(**ALONE),
         }
     else:
         scored, counted = _one_against_rest(classes), _arrange_multiclass(classes)
         counts = {
-            "accuracy": tm.MulticlassAccuracy(classes, average="micro"),
-            "f1": tm.MulticlassF1Score(classes, average="macro"),
-            "mcc": tm.MulticlassMatthewsCorrCoef(classes),
+            "accuracy": tm.MulticlassAccuracy(classes, average="micro", **ALONE),
+            "f1": tm.MulticlassF1Score(classes, average="macro", **ALONE),
+            "mcc": tm.MulticlassMatthewsCorrCoef(classes, **ALONE),
         }
     metrics: dict[str, Metric] = {name: Library(m, counted) for name, m in counts.items()}
     if multilabel:

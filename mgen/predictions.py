@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ class Writer:
 
     def start(self, fresh: bool) -> None:
         """Drop blocks of other predictions of this file; with `fresh` also its own."""
-        for other in self.file.parent.glob(f".{self.file.name}.*"):
-            if fresh or other != self.folder:
+        for other in self.file.parent.iterdir():
+            is_ours = other.is_dir() and other.name.startswith(f".{self.file.name}.")
+            if is_ours and (fresh or other != self.folder):
                 shutil.rmtree(other)
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -69,27 +70,38 @@ class Writer:
             from safetensors.torch import save_file
 
             save_file(tensors, partial / "tensors.safetensors")
-        pq.write_table(pa.table(lists), partial / "columns.parquet")
+        if lists:
+            pq.write_table(pa.table(lists), partial / "columns.parquet")
         for path in [*partial.iterdir(), partial]:
             sync(path)
         os.replace(partial, self.folder / f"{block:08d}")
 
     def finish(self) -> Path:
         """Join the blocks in order, give the result its name, remove the blocks."""
-        blocks = sorted(self.folder.glob("[0-9]*"))
-        partial = self.file.with_name(f".{self.file.name}.partial")
+        blocks = sorted(block for block in self.folder.iterdir() if block.name.isdigit())
+        if not blocks:
+            raise InputError(f"{self.file}: there are no rows to predict")
         tables = [block / "columns.parquet" for block in blocks]
         if self.file.suffix == ".safetensors":
-            _join_tensors([block / "tensors.safetensors" for block in blocks], partial)
-            _join_parquet(tables, self.file.with_suffix(".rows.parquet"))
-        elif self.file.suffix == ".tsv":
-            _join_tsv(tables, partial)
+            tensors = [block / "tensors.safetensors" for block in blocks]
+            _whole(self.file, _join_tensors, tensors)
+            beside = self.file.with_suffix(".rows.parquet")  # what is no tensor
+            if tables[0].exists():
+                _whole(beside, _join_parquet, tables)
+            else:
+                beside.unlink(missing_ok=True)
         else:
-            _join_parquet(tables, partial)
-        sync(partial)
-        os.replace(partial, self.file)
+            join = _join_tsv if self.file.suffix == ".tsv" else _join_parquet
+            _whole(self.file, join, tables)
         shutil.rmtree(self.folder)
         return self.file
+
+
+def _whole(file: Path, join: Callable[[list[Path], Path], None], parts: list[Path]) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    join(parts, partial)
+    sync(partial)
+    os.replace(partial, file)
 
 
 def _arrow(values: Any) -> Any:

@@ -1,0 +1,101 @@
+"""Two processes do what one does: the same steps, each row once, stop and go on together."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from safetensors.torch import load_file
+from test_crash import assert_equal_runs
+
+# 24 rows are 5 batches of at most 5: the last step of an epoch has one batch for two processes.
+FLAGS = (
+    *("--train.batch-size", "5", "--train.epochs", "3", "--train.lr", "0.001"),
+    *("--train.log-every", "1", "--train.workers", "0"),
+)
+
+
+@pytest.fixture(scope="module")
+def server():
+    return tiny.server()
+
+
+@pytest.fixture(scope="module")
+def one(server):
+    """A run of one process with two batches per step."""
+    assert server.run("one", *FLAGS, "--train.accumulate", "2") == 0, server.log.read_text()
+    return server.run_folder("one")
+
+
+@pytest.fixture(scope="module")
+def two(server):
+    """A run of two processes with a batch each per step."""
+    assert server.run("two", *FLAGS, processes=2) == 0, server.log.read_text()
+    return server.run_folder("two")
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_reach_the_weights_of_one(one, two):
+    ours, theirs = (load_file(r / "checkpoints" / "last" / "model.safetensors") for r in (two, one))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert np.allclose(ours[name], theirs[name], atol=1e-5), name
+
+
+def test_two_processes_log_the_losses_and_metrics_of_one(one, two):
+    for ours, theirs in zip(rows(two), rows(one), strict=True):
+        assert (ours["step"], ours["split"]) == (theirs["step"], theirs["split"])
+        for name in {"loss", "lr", "grad_norm", "pearson", "spearman", "mae"} & theirs.keys():
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-5), (ours["step"], name)
+
+
+def test_two_processes_test_each_row_once(one, two):
+    ours, theirs = (json.loads((run / "results.json").read_text())["test"] for run in (two, one))
+    for name in ("loss", "pearson", "mae", "mse"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-5)
+
+
+def test_two_processes_write_each_prediction_once_and_in_order(one, two):
+    ours, theirs = (pq.read_table(r / "predictions" / "test.parquet") for r in (two, one))
+    assert ours["row"].to_pylist() == theirs["row"].to_pylist() == list(range(33, 40))
+    pairs = (table["predicted_label"].to_numpy() for table in (ours, theirs))
+    assert np.allclose(*pairs, atol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_both_at_a_step_that_both_resume(server, two):
+    children = server.start("signal", *FLAGS, processes=2)
+    server.wait_for_metrics("signal")
+    os.kill(children[1], signal.SIGTERM)
+    assert server.end() == [143, 143], server.log.read_text()
+    assert server.run("signal", *FLAGS, "--resume", processes=2) == 0, server.log.read_text()
+    assert_equal_runs(two, server.run_folder("signal"))
+
+
+def test_another_number_of_processes_is_refused_on_resume(server, two):
+    (two / "results.json").rename(two / "aside")
+    assert server.run("two", *FLAGS, "--resume") == 2
+    (two / "aside").rename(two / "results.json")
+    assert "written by 2 processes, this run has 1" in " ".join(server.log.read_text().split())
+
+
+def test_lora_trains_the_same_on_two_processes(server):
+    flags = (
+        *FLAGS,
+        "--backbone.lora-rank",
+        "2",
+        "--backbone.lora-dropout",
+        "0",
+        "--train.epochs",
+        "1",
+    )
+    assert server.run("lora1", *flags, "--train.accumulate", "2") == 0, server.log.read_text()
+    assert server.run("lora2", *flags, processes=2) == 0, server.log.read_text()
+    runs = (server.run_folder(name) / "checkpoints" / "last" for name in ("lora1", "lora2"))
+    ours, theirs = (load_file(run / "adapter_model.safetensors") for run in runs)
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
