@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 RECIPES := $(patsubst recipes/%.py,%,$(wildcard recipes/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo list results test golden slow crash-test check format smoke bench \
+.PHONY: help setup demo list repro results docs test golden slow crash-test check format smoke bench \
 	new-recipe $(RECIPES)
 
 help: ## this list
@@ -27,13 +27,22 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 
-demo: sequence_regression ## train and test on bundled data, a minute on a CPU
+demo: $(READY) ## train and test on bundled data, a minute on a CPU
+	$(BIN)/python recipes/sequence_regression.py --adapter conv --train.epochs 8
 
 list: $(READY) ## backbones, adapters, data sets, recipes
 	$(BIN)/mgen list
 
-results: $(READY) ## test metrics of the runs under runs/
-	$(BIN)/mgen results
+repro: $(READY) ## one published experiment: make repro EXP=flip_gb1_two_vs_rest
+	@test -n '$(EXP)' || { $(BIN)/mgen list experiments; \
+	    echo 'make repro EXP=<one of these names>' >&2; exit 2; }
+	$(BIN)/mgen repro $(EXP)
+
+results: $(READY) ## published experiments without a result, then docs/results.md
+	$(BIN)/mgen repro
+
+docs: $(READY) ## run the commands of README.md and docs/ whose output is shown there
+	$(BIN)/python docs/refresh.py
 
 test: $(READY) ## all quick tests, offline
 	$(OFFLINE) $(BIN)/pytest -q $(ARGS)

@@ -1,9 +1,10 @@
 """Finetune, apply and compare foundation models of biological sequences.
 
-    mgen list [backbones|adapters|data|recipes]  what there is
-    mgen show NAME                               one of them in full
-    mgen run RECIPE [verb] [flags]               is python recipes/RECIPE.py [verb] [flags]
-    mgen results [FOLDER]                        test metrics of every finished run
+    mgen list [KIND]                what there is: backbones, adapters, data, recipes, experiments
+    mgen show NAME                  one of them in full
+    mgen run RECIPE [verb] [flags]  is python recipes/RECIPE.py [verb] [flags]
+    mgen repro [EXPERIMENT]         run a published experiment, got against expected; without a
+                                    name those that have no result yet, and docs/results.md
 
 Nothing here imports torch, so that names are listed at once.
 """
@@ -11,17 +12,18 @@ Nothing here imports torch, so that names are listed at once.
 import ast
 import importlib.util
 import inspect
-import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mgen.config import InputError, nearest
+from mgen.config import InputError, unknown
+from mgen.experiments import experiments, repro
+from mgen.report import print_table
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE.parent / "recipes"
@@ -36,7 +38,7 @@ def main() -> None:
         elif command in COMMANDS:
             COMMANDS[command](words)
         else:
-            raise InputError(_unknown("command", command, COMMANDS))
+            raise InputError(unknown("command", command, COMMANDS))
     except InputError as error:
         print(f"mgen: {error}", file=sys.stderr)
         sys.exit(2)
@@ -49,9 +51,9 @@ def list_names(words: Sequence[str]) -> None:
     """Print the names of one kind, or of every kind, one line each."""
     for word in words:
         if word not in KINDS:
-            raise InputError(_unknown("kind", word, KINDS))
+            raise InputError(unknown("kind", word, KINDS))
     for kind in words or KINDS:
-        _print_table(kind, KINDS[kind]())
+        print_table(kind, KINDS[kind]())
 
 
 def show(words: Sequence[str]) -> None:
@@ -60,7 +62,7 @@ def show(words: Sequence[str]) -> None:
         raise InputError("mgen show takes one name; mgen list prints them all.")
     kinds = {row["name"]: kind for kind, rows in KINDS.items() for row in rows()}
     if words[0] not in kinds:
-        raise InputError(_unknown("backbone, adapter, data set or recipe", words[0], kinds))
+        raise InputError(unknown("backbone, adapter, data set or recipe", words[0], kinds))
     DETAILS[kinds[words[0]]](words[0])
 
 
@@ -70,28 +72,9 @@ def run(words: Sequence[str]) -> None:
         raise InputError(f"mgen run RECIPE [verb] [flags]. Recipes: {', '.join(_recipes())}.")
     recipe, *flags = words
     if recipe not in _recipes():
-        raise InputError(_unknown("recipe", recipe, _recipes()))
+        raise InputError(unknown("recipe", recipe, _recipes()))
     # Not runpy: worker processes must find the recipe's classes in a `__main__` they can import.
     os.execv(sys.executable, [sys.executable, str(RECIPES / f"{recipe}.py"), *flags])
-
-
-def results(words: Sequence[str]) -> None:
-    """Print the test metrics of every finished run below a folder."""
-    folder = Path(words[0] if words else "runs")
-    reports = {file.parent: json.loads(file.read_text()) for file in folder.rglob("results.json")}
-    rows = [
-        {"run": str(run.relative_to(folder)), **_numbers(report["test"])}
-        for run, report in sorted(reports.items())
-        if "test" in report
-    ]
-    if not rows:
-        raise InputError(f"{folder}: no finished run with test metrics. mgen run RECIPE makes one.")
-    _print_table(str(folder), rows)
-
-
-def _numbers(report: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a report without its yardsticks, which are reports themselves."""
-    return {key: value for key, value in report.items() if isinstance(value, int | float)}
 
 
 # --------------------------------------------------------------------------- what there is
@@ -117,6 +100,11 @@ def _recipe_lines() -> list[dict[str, Any]]:
     return [{"name": name, "what": doc.splitlines()[0]} for name, doc in docs.items()]
 
 
+def _experiment_lines() -> list[dict[str, Any]]:
+    columns = ("name", "recipe", "what", "expects", "seconds")
+    return [{column: getattr(e, column) for column in columns} for e in experiments().values()]
+
+
 def _show_backbone(name: str) -> None:
     entry = _zoo().ZOO[name]
     facts = {field.name: getattr(entry, field.name) for field in fields(entry)}
@@ -132,7 +120,7 @@ def _show_adapter(name: str) -> None:
          "help": found.helps.get(key, "")}
         for key, kind, default in found.options
     ]  # fmt: skip
-    _print_table("", options)
+    print_table("", options)
 
 
 def _show_data(name: str) -> None:
@@ -145,19 +133,26 @@ def _show_recipe(name: str) -> None:
     print(_recipe_doc(name))
 
 
+def _show_experiment(name: str) -> None:
+    file = experiments()[name].file
+    print(f"{file.relative_to(RECIPES.parent)}\n\n{file.read_text()}", end="")
+
+
 KINDS = {
     "backbones": _backbones,
     "adapters": _adapters,
     "data": _data,
     "recipes": _recipe_lines,
+    "experiments": _experiment_lines,
 }
 DETAILS = {
     "backbones": _show_backbone,
     "adapters": _show_adapter,
     "data": _show_data,
     "recipes": _show_recipe,
+    "experiments": _show_experiment,
 }
-COMMANDS = {"list": list_names, "show": show, "run": run, "results": results}
+COMMANDS = {"list": list_names, "show": show, "run": run, "repro": repro}
 
 
 # --------------------------------------------------------------------------- reading without torch
@@ -251,35 +246,8 @@ def _recipe_doc(name: str) -> str:
 # --------------------------------------------------------------------------- printing
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    listed = f" Known: {', '.join(known)}." if len(known) <= 20 else " See mgen list."
-    return f"no {kind} '{name}'.{nearest(name, known)}{listed}"
-
-
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(row.get(column)) for column in columns))
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
-    console.print(table, "")
-
-
 def _print_facts(facts: dict[str, Any]) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         if value not in ("", (), {}):
             print(f"{key:{width}}  {value}")
-
-
-def _text(value: Any) -> str:
-    if value is None or value == "":
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,16 +1,16 @@
 """What a run says: notes, progress, tables."""
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 # No markup: what users name may hold square brackets.
-console = Console(soft_wrap=True, highlight=False, markup=False)
+WIDTH = None if sys.stdout.isatty() else 200  # files and pipes have no width of their own
+console = Console(soft_wrap=True, highlight=False, markup=False, width=WIDTH)
 errors = Console(soft_wrap=True, highlight=False, markup=False, stderr=True)
 
 
@@ -27,6 +27,8 @@ def fail(word: str, text: str) -> None:
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator:
     """A progress bar on a terminal, nothing elsewhere; yields `update(done, note)`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -43,17 +45,30 @@ def progress(label: str, total: int, done: int = 0) -> Iterator:
 
 def metric_table(title: str, columns: dict[str, dict[str, float]]) -> None:
     """One line per metric of the first column, one column per model or yardstick."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for metric in next(iter(columns.values())):
-        table.add_row(metric, *(number(values.get(metric)) for values in columns.values()))
-    console.print(table)
+    first = next(iter(columns.values()))
+    named = columns.items()
+    print_table(
+        title,
+        [{"metric": key, **{name: values.get(key) for name, values in named}} for key in first],
+    )
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """One line per row, a column for every key."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in dict.fromkeys(key for row in rows for key in row):
+        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.columns[-1].no_wrap = numeric
+    for row in rows:
+        table.add_row(*(number(row.get(column.header)) for column in table.columns))
+    console.print(table, "")
 
 
 def number(value: Any) -> str:
     """Four significant digits; "-" where there is no value."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,5 +1,3 @@
-import json
-import re
 import shutil
 import subprocess
 import sys
@@ -91,22 +89,6 @@ def test_run_hands_verb_and_flags_to_the_recipe(tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.stdout.strip() == "['predict', '--help', '--data.path', 'a b']"
     assert done.returncode == 7
-
-
-def test_results_reads_the_test_metrics_of_finished_runs(tmp_path, monkeypatch, capsys):
-    run = tmp_path / "sequence_regression" / "first"
-    run.mkdir(parents=True)
-    report = {"test": {"pearson": 0.8765, "mean baseline": {"pearson": None}}}
-    (run / "results.json").write_text(json.dumps(report))
-    code, out, _ = mgen(monkeypatch, capsys, "results", str(tmp_path))
-    assert code == 0
-    assert re.search(r"sequence_regression/first +0.8765", out)
-
-
-def test_results_without_runs_says_how_to_make_one(tmp_path, monkeypatch, capsys):
-    code, _, err = mgen(monkeypatch, capsys, "results", str(tmp_path))
-    assert code == 2
-    assert "mgen run" in err
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

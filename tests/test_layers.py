@@ -27,12 +27,21 @@ LAYERS = {
     "loop": {"task", "checkpoint", "predictions", "data", "metrics", "config", "report"},
     "train": {"loop", "task", "checkpoint", "predictions", "data", "metrics", "config", "report"},
     "apply": {"train", "loop", "task", "data", "config"},
-    "cli": {"backbones", "data", "config"},
+    "experiments": {"config", "report"},
+    "cli": {"backbones", "data", "config", "experiments", "report"},
     "__main__": {"cli"},
     "__init__": {"backbones", "apply"},
 }
 HEAVY = {"transformers", "datasets", "accelerate", "torchmetrics", "peft", "pandas", "matplotlib"}
-WITHOUT_TORCH = ("config.py", "cli.py", "io/tables.py", "backbones/zoo.py", "data/zoo.py")
+WITHOUT_TORCH = (
+    "config.py",
+    "cli.py",
+    "experiments.py",
+    "report.py",
+    "io/tables.py",
+    "backbones/zoo.py",
+    "data/zoo.py",
+)
 
 MODULES = sorted((ROOT / "mgen").rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

@@ -1,0 +1,113 @@
+"""Run the commands of README.md and docs/*.md whose output is shown there, and renew that output.
+
+    python docs/refresh.py [PAGE ...]
+
+Such a command is a bash block followed by a line `<!-- output -->` (or `<!-- demo -->`) and a text
+block. The commands of a page run one after the other in one temporary folder that holds the example
+files of `write_examples`. Only output is replaced, never a command.
+"""
+
+import gzip
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = re.compile(
+    r"(?P<head>```bash\n(?P<commands>[^`]*)```\n\n<!-- (?:output|demo) -->\n```text\n).*?(?=```)",
+    re.S,
+)
+
+
+def pages() -> list[Path]:
+    """README.md and every page of docs/ that is written by hand."""
+    return [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if _by_hand(p))]
+
+
+def commands(block: str) -> list[str]:
+    """The command lines of a bash block: comments dropped, continued lines joined."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def argv(command: str) -> list[str]:
+    """What to execute for a command as the pages write it, from any folder."""
+    program, *words = shlex.split(command, comments=True)
+    if program == "make":  # make RECIPE ARGS="..." is python recipes/RECIPE.py ...
+        recipe = {"demo": "sequence_regression"}.get(words[0], words[0])
+        flags = [flag for word in words[1:] for flag in shlex.split(word.removeprefix("ARGS="))]
+        return [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *flags]
+    if program == "mgen":
+        return [sys.executable, "-m", "mgen", *words]
+    if program == "python":
+        local = [
+            str(ROOT / w) if w.startswith("recipes/") and w.endswith("py") else w for w in words
+        ]
+        return [sys.executable, *local]
+    return [program, *words]
+
+
+def write_examples(folder: Path) -> None:
+    """Example files that the pages name, cut from the simulated tables that come with mgen."""
+    promoters = _bundled("promoters_tiny")
+    _tsv(folder / "promoters.tsv", ["id", "sequence", "strength"], promoters[:400])
+    _fasta(folder / "new.fasta", promoters[400:420])
+    peptides = [
+        [*row[:2], "active" if row[2] == "1" else "inactive"] for row in _bundled("peptides_tiny")
+    ]
+    _tsv(folder / "peptides.tsv", ["id", "sequence", "class"], peptides)
+    _fasta(folder / "sequences.fasta", peptides[300:310])
+
+
+def refresh(page: Path) -> None:
+    """Rewrite the outputs of a page."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_examples(Path(folder))
+        text = page.read_text()
+        page.write_text(
+            SHOWN.sub(lambda shown: shown["head"] + _output(shown["commands"], folder), text)
+        )
+
+
+def _output(block: str, folder: str) -> str:
+    environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    printed = []
+    for command in commands(block):
+        done = subprocess.run(
+            argv(command),
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        printed += [line.rstrip() for line in done.stdout.splitlines()]
+    return "\n".join(printed).strip("\n") + "\n"
+
+
+def _by_hand(page: Path) -> bool:
+    return page.name != "results.md"
+
+
+def _bundled(name: str) -> list[list[str]]:
+    with gzip.open(ROOT / "mgen" / "data" / "bundled" / f"{name}.tsv.gz", "rt") as file:
+        return [line.rstrip("\n").split("\t") for line in file][1:]
+
+
+def _tsv(path: Path, columns: list[str], rows: list[list[str]]) -> None:
+    lines = ["\t".join(row[: len(columns)]) for row in [columns, *rows]]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _fasta(path: Path, rows: list[list[str]]) -> None:
+    path.write_text("".join(f">{name}\n{sequence}\n" for name, sequence, *_ in rows))
+
+
+if __name__ == "__main__":
+    for page in [Path(word) for word in sys.argv[1:]] or pages():
+        print(page.resolve().relative_to(ROOT), flush=True)
+        refresh(page)

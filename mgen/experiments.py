@@ -1,0 +1,201 @@
+"""Published experiments: settings under recipes/configs, what they should give, what they gave.
+
+Nothing here imports torch: an experiment runs as a recipe, in a process of its own.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgen.config import InputError, unknown
+from mgen.report import number, print_table
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "recipes"
+RESULTS = ROOT / "docs" / "results.md"
+
+
+def repro(words: Sequence[str]) -> None:
+    """Run published experiments and leave with 1 if a figure is outside its tolerance.
+
+    Named ones always run. Without a name those run that have no result with their present settings
+    and recipe, those whose data is absent are skipped, and docs/results.md is written.
+    """
+    known = experiments()
+    for word in words:
+        if word not in known:
+            raise InputError(unknown("experiment", word, known))
+    rows, verdicts = [], []
+    for experiment in [known[word] for word in words] or known.values():
+        missing = experiment.file_of_data and not experiment.file_of_data.is_file()
+        if missing and words:
+            raise InputError(f"{experiment.name}: {experiment.absent}")
+        record = None if words else _newest_record(experiment)
+        if missing and not record:
+            print(f"{experiment.name}: skipped: {experiment.absent}", file=sys.stderr)
+        elif not record:
+            record = _reproduce(experiment)
+        rows.append(_result(experiment, record))
+        verdicts.append(rows[-1]["verdict"])
+    print_table("", rows)
+    if not words and set(verdicts) != {"skipped"}:
+        RESULTS.write_text(_results_page(rows))
+        print(f"wrote {RESULTS}")
+    sys.exit(1 if "outside" in verdicts else 0)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the leading `# fact: ...` comments of recipes/configs/<recipe>/<name>.yaml say.
+
+    `expects` is "metric", "metric value" (another method's figure, to compare with) or
+    "metric value +- tolerance" (to be reproduced); `data` is below $MGEN_SHARED/data.
+    """
+
+    file: Path
+    what: str
+    source: str
+    expects: str
+    hardware: str
+    seconds: int
+    data: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    @property
+    def recipe(self) -> str:
+        return self.file.parent.name
+
+    @property
+    def target(self) -> tuple[str, float | None, float | None]:
+        """Metric, expected value, tolerance."""
+        metric, value, tolerance = EXPECTS.fullmatch(self.expects).groups()
+        return metric, value and float(value), tolerance and float(tolerance)
+
+    @property
+    def file_of_data(self) -> Path | None:
+        shared = Path(os.environ.get("MGEN_SHARED") or ROOT.parent / "shared")
+        return shared / "data" / self.data if self.data else None
+
+    @property
+    def absent(self) -> str:
+        return (
+            f"no file {self.file_of_data}; put data/{self.data} into a folder and set MGEN_SHARED"
+        )
+
+    @property
+    def digest(self) -> str:
+        """Changes with the settings and the recipe: a result of another digest is stale."""
+        settings = re.sub(r"(?m)^#.*\n", "", self.file.read_text())  # what is expected may change
+        sources = settings + self.data + (RECIPES / f"{self.recipe}.py").read_text()
+        return hashlib.sha256(sources.encode()).hexdigest()[:12]
+
+
+EXPECTS = re.compile(r"(\w+)(?: (-?\d+\.\d+)(?: \+- (\d+\.\d+))?)?")
+
+
+def experiments() -> dict[str, Experiment]:
+    found = {}
+    for file in sorted((RECIPES / "configs").glob("*/*.yaml")):
+        comments = re.match(r"(#.*\n)*", file.read_text())[0]
+        lines = re.sub(r"\n#  +", " ", comments)  # an indented line goes on
+        facts = dict(re.findall(r"^# (\w+): (.+)$", lines, re.MULTILINE))
+        try:
+            found[file.stem] = Experiment(file=file, **facts | {"seconds": int(facts["seconds"])})
+            found[file.stem].target  # noqa: B018  (read once, so that a typo shows here)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"{file}: expected '# what, source, expects, hardware, seconds: ...' in the first "
+                "lines and 'expects: metric [value [+- tolerance]]'"
+            ) from None
+    return found
+
+
+def _reproduce(experiment: Experiment) -> dict[str, Any]:
+    """Run an experiment in a run directory of its own below runs/repro; its record is kept there.
+
+    A recipe that fails ends this process with its exit code.
+    """
+    name = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    flags = ["--config", str(experiment.file), "--out", "runs/repro", "--name", name]
+    if experiment.data:
+        flags += ["--data.path", str(experiment.file_of_data)]
+    print(f"{experiment.name}: {experiment.what}", flush=True)
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, str(RECIPES / f"{experiment.recipe}.py"), *flags])
+    if done.returncode:
+        print(f"mgen: {experiment.name} left with {done.returncode}", file=sys.stderr)
+        sys.exit(done.returncode)
+    run = Path("runs/repro") / experiment.recipe / name
+    place = json.loads((run / "environment.json").read_text())[-1]
+    device = f"cpu, {place['threads']} threads" if place["device"] == "cpu" else place["device"]
+    record = {
+        "digest": experiment.digest,
+        "seconds": round(time.perf_counter() - start),
+        "device": device,
+        "got": json.loads((run / "results.json").read_text())["test"][experiment.target[0]],
+    }
+    (run / "repro.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _newest_record(experiment: Experiment) -> dict[str, Any] | None:
+    files = Path("runs/repro", experiment.recipe).glob(f"{experiment.name}-*/repro.json")
+    records = [json.loads(file.read_text()) for file in sorted(files)]
+    return next((r for r in reversed(records) if r["digest"] == experiment.digest), None)
+
+
+def _result(experiment: Experiment, record: dict[str, Any] | None) -> dict[str, Any]:
+    """One line of the table of results."""
+    metric, expected, tolerance = experiment.target
+    if not record:
+        verdict = "skipped"
+    elif record["got"] is None:
+        verdict = "outside"
+    elif tolerance:
+        verdict = "reproduced" if abs(record["got"] - expected) <= tolerance else "outside"
+    elif expected is not None:
+        verdict = f"differs by {record['got'] - expected:+.3f}"
+    else:
+        verdict = "shown"
+    wanted = (
+        "" if expected is None else f"{expected:g}" + (f" +- {tolerance:g}" if tolerance else "")
+    )
+    return {
+        "experiment": experiment.name,
+        "metric": metric,
+        "expected": wanted,
+        **{key: (record or {}).get(key) for key in ("got", "seconds", "device")},
+        "verdict": verdict,
+        "origin": experiment.source,
+    }
+
+
+def _results_page(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Results of the published experiments",
+        "",
+        "Written by `make results`; settings are in `recipes/configs/`. An expected figure with a",
+        "tolerance is to be reproduced; one without is another method's, to compare with.",
+        "Seconds are wall clock with start-up, on whatever else the machine did.",
+        "",
+        "| experiment | command | metric | expected | origin | got | verdict | seconds | device |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        texts = {key: number(value) for key, value in row.items()}
+        command = f"`make repro EXP={row['experiment']}`"
+        keys = ("metric", "expected", "origin", "got", "verdict", "seconds", "device")
+        cells = [row["experiment"], command, *(texts[key] for key in keys)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
