@@ -141,14 +141,15 @@ class Session:
 
     def join(self) -> None:
         """Take this process's place among those of the launcher; only the first one talks."""
-        from accelerate import PartialState
+        from accelerate import Accelerator
 
-        state = PartialState()
-        self.is_main = state.is_main_process
+        self.accelerator = Accelerator(mixed_precision=self.cfg.train.precision)
+        self.is_main = self.accelerator.is_main_process
         console.quiet = not self.is_main
 
     def weights(self) -> None:
         """Make the task's weights: those of the backbone, and the seed's."""
+        share_cores(self.cfg.train.workers)
         seed_everything(self.cfg.train.seed)
         self.task.setup()
         count = sum(p.numel() for p in self.task.parameters())
@@ -161,9 +162,9 @@ class Session:
         tensors, saved = checkpoint.load(path)
         checkpoint.restore(self.task, tensors, saved, checkpoint.fingerprint(self.task), path)
 
-    def predict(self, accelerator, folder: Path, scored: bool):
+    def predict(self, folder: Path, scored: bool) -> tuple[Path, dict[str, float], list]:
         """One pass over the split with a prediction file; with `scored` also metrics."""
-        launch, split = self.launch, self.split
+        launch, split, accelerator = self.launch, self.split, self.accelerator
         file = folder / "predictions" / f"{self.name}.{launch.format}"
         key = {
             "weights": checkpoint.fingerprint(self.task, frozen_only=False),
@@ -229,7 +230,7 @@ def _fit(session: Session) -> int:
         files = [folder / "checkpoints" / "best"]
         if len(session.rows.splits["test"]):
             session.load(_checkpoint(folder, "best"))
-            report["test"], more = _score(session, fit.accelerator, folder, fit.log)
+            report["test"], more = _score(session, folder, fit.log)
             files += more
         else:
             console.print("no test rows: nothing to test on")
@@ -260,13 +261,10 @@ def _apply(session: Session) -> int:
         if launch.run:
             session.load(session.checkpoint)
             console.print(f"weights: {session.checkpoint}")
-        from accelerate import Accelerator
-
-        accelerator = Accelerator(mixed_precision=session.cfg.train.precision)
         if verb == "predict":
-            files = [session.predict(accelerator, folder, scored=False)[0]]
+            files = [session.predict(folder, scored=False)[0]]
         else:
-            values, files = _score(session, accelerator, folder)
+            values, files = _score(session, folder)
             if session.is_main:
                 files.append(files[0].with_suffix(".json"))
                 checkpoint.write_json(files[-1], values)
@@ -277,12 +275,12 @@ def _apply(session: Session) -> int:
     return 0
 
 
-def _score(session: Session, accelerator, folder: Path, log=None) -> tuple[dict, list[Path]]:
+def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
     """Metrics next to their yardsticks, the prediction file and the figures of a split."""
     from mgen.metrics import results
 
     task, rows, split = session.task, session.rows, session.split
-    file, values, compared = session.predict(accelerator, folder, scored=True)
+    file, values, compared = session.predict(folder, scored=True)
     if log:
         step = checkpoint.step_of((folder / "checkpoints" / "best").resolve())
         log({"step": step, "split": split, **values})
@@ -448,6 +446,16 @@ def seed_everything(seed: int) -> None:
     """Seed torch (all devices) and numpy."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def share_cores(workers: int) -> None:
+    """Leave a core to each worker process, unless $OMP_NUM_THREADS says otherwise.
+
+    Threads that wait for a core which another process holds spin: with as many threads as cores
+    and anything else to do for them, small networks run several times slower.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
 
 
 def load_task(

@@ -4,7 +4,7 @@ In: sequences and numbers. Every row becomes one vector (all positions side by s
 the penalty is chosen by cross-validation on the training rows alone.
 
     python recipes/ridge_regression.py                     # one-hot, seconds, CPU, bundled data
-    python recipes/ridge_regression.py --backbone esm2_8m --pool mean --data.path variants.csv
+    python recipes/ridge_regression.py --backbone esm2_8m --pool mean --data variants.csv
 """
 
 import math

@@ -3,7 +3,7 @@
 In: a table of sequences and numbers. Out: metrics, predictions in the labels' units, a figure.
 
     python recipes/sequence_regression.py                  # seconds, CPU, bundled data
-    python recipes/sequence_regression.py --backbone aido_dna_300m --data.path promoters.tsv
+    python recipes/sequence_regression.py --backbone aido_dna_300m --data promoters.tsv
 """
 
 from dataclasses import dataclass
