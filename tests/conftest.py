@@ -5,11 +5,10 @@ import socket
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+os.environ["OMP_NUM_THREADS"] = "1"  # on these sizes more threads only get in each other's way
 
 import pytest
-import torch
 
-torch.set_num_threads(1)  # more only get in each other's way on these sizes
 ROOT = Path(__file__).resolve().parent.parent
 
 

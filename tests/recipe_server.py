@@ -17,7 +17,6 @@ import accelerate  # noqa: F401
 import datasets  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import peft  # noqa: F401
-import torch
 import torchmetrics  # noqa: F401
 
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink"}
@@ -73,7 +72,6 @@ def free_port() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
-    torch.set_num_threads(1)
     importlib.import_module("mgen.train")
     children: list[int] = []
     for line in sys.stdin:

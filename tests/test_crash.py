@@ -103,7 +103,7 @@ def test_a_run_killed_many_times_ends_as_if_left_alone(kind, seed, server, whole
 def test_a_run_killed_at_each_file_operation_ends_as_if_left_alone(server, whole):
     kind = "short"
     reference, _ = whole(kind)
-    for kill_at in itertools.count(0, 3):
+    for kill_at in itertools.count(0, 7):
         name = f"each-{kill_at}"
         place = {"under": str(server.run_folder(name)), "kill_at": kill_at}
         code = server.run(name, *KINDS[kind], "--resume", **place)

@@ -162,11 +162,8 @@ def server() -> Server:
 
 @pytest.fixture(autouse=True)
 def fresh_process():
-    """One thread, which is quicker for small matrices; no settings of an earlier Accelerator."""
+    """Leaves no settings of its Accelerator to the next test."""
     from accelerate.state import AcceleratorState
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
     AcceleratorState._reset_state(reset_partial_state=True)
