@@ -12,9 +12,10 @@ import torch
 
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, plan
-from mgen.loop import in_order
+from mgen.infer import in_order
+from mgen.runs import existing_run
 from mgen.task import Task
-from mgen.train import existing_run, load_task
+from mgen.train import load_task
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

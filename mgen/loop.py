@@ -1,4 +1,4 @@
-"""The loop: optimiser steps, evaluations, checkpoints; and one pass over rows without training.
+"""The loop: optimiser steps, evaluations, checkpoints.
 
 Everything a run needs to go on from any step is in `State`, the weights, the optimiser and the
 random state; which rows come next follows from the seed, the epoch and the place in it.
@@ -9,11 +9,11 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,9 @@ from torch import Tensor
 from mgen import checkpoint
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, plan
-from mgen.metrics import results
-from mgen.predictions import Writer, blocks
+from mgen.infer import batch_seed, infer, nothing, summed, to_device
 from mgen.report import console, number, progress, warn
 from mgen.task import Task
-
-BLOCK_TOKENS = 2**18  # tokens per block of a prediction file
-WORTH_WORKERS = 32  # fewer batches are made before worker processes have started and stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,21 +124,6 @@ def lr_factor(step: int, total: int, train: Train) -> float:
     if train.schedule == "linear":
         return 1.0 - done
     return 0.5 * (1.0 + math.cos(math.pi * done)) if train.schedule == "cosine" else 1.0
-
-
-def summed(loss: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Sum of the losses and their number, or with weights weighted sum and sum of weights."""
-    if isinstance(loss, tuple):
-        losses, weights = (part.float() for part in loss)  # a sum in half precision is coarse
-        return (losses * weights).sum(), weights.sum()
-    return loss.float().sum(), torch.tensor(float(loss.numel()), device=loss.device)
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
 
 
 class Fit:
@@ -342,7 +323,7 @@ class Fit:
             metrics = self.task.metrics()
             values, _ = infer(
                 self.task, self.rows, "valid", self.lengths, train, self.accelerator,
-                metrics=metrics, check=signals.check if self.world == 1 else _nothing,
+                metrics=metrics, check=signals.check if self.world == 1 else nothing,
             )  # fmt: skip
         except Interrupted:
             state.evaluated = before
@@ -475,103 +456,3 @@ class Fit:
         if self.accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random"]["cuda" + suffix])
         console.print(f"resumed from {found}")
-
-
-def batch_seed(seed: int, epoch: int, index: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
-
-
-def _nothing() -> None: ...
-
-
-# --------------------------------------------------------------------------- without training
-
-
-def infer(
-    task: Task,
-    rows,
-    split: str,
-    lengths: np.ndarray,
-    train: Train,
-    accelerator,
-    *,
-    metrics: dict[str, Any] | None = None,
-    writer: Writer | None = None,
-    columns: tuple[str, ...] = (),
-    check: Callable[[], None] = _nothing,
-) -> tuple[dict[str, float], list[Tensor]]:
-    """One pass over the rows of a split: metrics over each row once, predictions to `writer`.
-
-    With `metrics` the labels are read; returns their values after the mean loss, and what they
-    compared, [predictions, labels] in row order. `check` is called before each batch.
-    """
-    indices = rows.splits[split]
-    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    chunks = blocks(lengths[indices], BLOCK_TOKENS) if writer else [np.arange(len(indices))]
-    todo: list[tuple[int, Batch, bool]] = []  # block, batch, last of its block
-    for block, chunk in enumerate(chunks):
-        if writer and (block % world != rank or writer.has(block)):
-            continue
-        cut = plan(lengths[indices[chunk]], train.batch_size, train.batch_tokens)
-        cut = cut if writer else cut[rank::world]
-        for i, part in enumerate(cut):
-            numbers = tuple(map(int, indices[chunk[part]]))
-            seed = batch_seed(train.seed, block, i)
-            todo.append((block, Batch(numbers, seed), i == len(cut) - 1))
-    total, weight, pieces, scores = 0.0, 0.0, [], []
-    task.to(device).eval()
-    workers = train.workers if len(todo) >= WORTH_WORKERS else 0
-    made = loader(rows, [b for _, b, _ in todo], task.collator(), workers)
-    with torch.inference_mode(), progress(split, len(todo)) as bar:
-        for done, ((block, _, last), batch) in enumerate(zip(todo, made, strict=True)):
-            check()
-            batch = to_device(batch, device)
-            with accelerator.autocast():
-                outputs = task(batch)
-                if metrics:
-                    part, count = summed(task.loss(outputs, batch))
-                    total, weight = total + part.item(), weight + count.item()
-            if metrics:
-                compared = task.scores(outputs, batch)
-                scores.append([batch["row"].cpu(), *(tensor.float().cpu() for tensor in compared)])
-            if writer:
-                pieces.append({"row": batch["row"], **task.predictions(outputs, batch)})
-                if last:
-                    writer.write(block, in_order(pieces, rows, columns))
-                    pieces = []
-            bar(done + 1)
-    if not metrics:
-        return {}, []
-    sums = torch.tensor([total, weight], dtype=torch.float64)
-    if world > 1:
-        from accelerate.utils import gather_object
-
-        scores, sums = gather_object(scores), torch.stack(gather_object([sums])).sum(0)
-    numbers, *compared = (torch.cat(column) for column in zip(*scores, strict=True))
-    compared = [column[torch.argsort(numbers)] for column in compared]
-    for metric in metrics.values():
-        metric.update(*compared)
-    return {"loss": (sums[0] / sums[1]).item(), **results(metrics)}, compared
-
-
-def in_order(pieces: list[dict[str, Any]], rows, columns: tuple[str, ...]) -> dict[str, Any]:
-    """One block's columns in input order, the input's own `columns` after the row number."""
-    numbers = torch.cat([piece["row"] for piece in pieces]).cpu()
-    order = torch.argsort(numbers)
-    joined: dict[str, Any] = {"row": numbers[order]}
-    if clash := {*columns} & {*pieces[0]}:
-        raise InputError(
-            f"--columns {min(clash)}: the prediction file has a column of that name; rename the "
-            "table's"
-        )
-    if columns:
-        taken = rows.take(numbers[order].tolist())
-        joined |= {name: [row[name] for row in taken] for name in columns}
-    for name in pieces[0]:
-        parts = [piece[name] for piece in pieces]
-        if name != "row" and isinstance(parts[0], Tensor):
-            joined[name] = torch.cat([part.cpu() for part in parts])[order]
-        elif name != "row":
-            flat = [value for part in parts for value in part]
-            joined[name] = [flat[i] for i in order.tolist()]
-    return joined

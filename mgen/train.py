@@ -4,16 +4,10 @@ import dataclasses
 import inspect
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
-import time
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +17,16 @@ import tyro
 
 from mgen import checkpoint
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
-from mgen.loop import Fit, Interrupted, NotFinite, Signals, Train, infer
+from mgen.infer import infer
+from mgen.loop import Fit, Interrupted, NotFinite, Signals, Train
 from mgen.predictions import Writer
 from mgen.report import console, fail, metric_table, warn
+from mgen.runs import checkpoint_of, environment, existing_run, held, run_folder
 from mgen.task import Task
 
 __all__ = ["Launch", "Train", "load_task", "run"]
 
 DATA_ERROR, NONSENSE = 2, 70  # exit codes; 128 + number for a signal
-PACKAGES = ("torch", "accelerate", "transformers", "datasets", "torchmetrics", "peft", "mgen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +102,7 @@ class Session:
         self.split = {"fit": "test", "validate": "valid", "test": "test"}.get(verb, launch.split)
         self.name = self.split  # of its prediction file
         if launch.run and verb != "fit":
-            self.checkpoint = _checkpoint(Path(launch.run), launch.checkpoint)
+            self.checkpoint = checkpoint_of(Path(launch.run), launch.checkpoint)
             self.task.facts = json.loads((self.checkpoint / "facts.json").read_text())
 
     def read(self, splits: tuple[str, ...]) -> None:
@@ -207,14 +202,16 @@ def _fit(session: Session) -> int:
                 f"--train.monitor {monitor}: no such metric.{nearest(monitor, known)} "
                 f"There are {', '.join(known)}"
             )
-    folder, resumed = _run_folder(session)
+    folder, resumed = run_folder(to_yaml(session.cfg), launch, session.recipe, session.rows)
     if (folder / "results.json").exists():
         console.print(f"{folder} is finished; results.json holds its metrics")
         return 0
-    with _held(folder, session.is_main):
+    with held(folder, session.is_main):
         if session.is_main:
             checkpoint.write_text(folder / "config.yaml", to_yaml(cfg))
-            checkpoint.write_json(folder / "environment.json", _environment(session, folder))
+            checkpoint.write_json(
+                folder / "environment.json", environment(folder, session.recipe, session.rows)
+            )
         console.print(f"run directory: {folder}")
         try:
             session.weights()
@@ -229,7 +226,7 @@ def _fit(session: Session) -> int:
         report = {"steps": state.step, "best_step": state.best}
         files = [folder / "checkpoints" / "best"]
         if len(session.rows.splits["test"]):
-            session.load(_checkpoint(folder, "best"))
+            session.load(checkpoint_of(folder, "best"))
             report["test"], more = _score(session, folder, fit.log)
             files += more
         else:
@@ -247,11 +244,17 @@ def _apply(session: Session) -> int:
     if launch.dry_run:
         return _dry_run(session)
     session.join()
-    folder = Path(launch.run) if launch.run else _run_folder(session)[0]
-    with _held(folder, session.is_main):
+    folder = (
+        Path(launch.run)
+        if launch.run
+        else run_folder(to_yaml(session.cfg), launch, session.recipe, session.rows)[0]
+    )
+    with held(folder, session.is_main):
         if session.is_main and not launch.run:
             checkpoint.write_text(folder / "config.yaml", to_yaml(session.cfg))
-            checkpoint.write_json(folder / "environment.json", _environment(session, folder))
+            checkpoint.write_json(
+                folder / "environment.json", environment(folder, session.recipe, session.rows)
+            )
         try:
             session.weights()
         except InputError:
@@ -317,131 +320,6 @@ def _dry_run(session: Session) -> int:
     return 0
 
 
-# --------------------------------------------------------------------------- run directories
-
-
-def existing_run(path: str, recipe: str = "") -> Path:
-    """The folder of a run, of `recipe` if that is given. Raises InputError."""
-    folder = Path(path)
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"--run {path}: not a run directory (it has no config.yaml)")
-    if not (folder / "config.yaml").stat().st_size:
-        raise InputError(f"--run {path}: damaged, its config.yaml is empty")
-    made_by = [session["recipe"] for session in _sessions(folder)]
-    if recipe and made_by and made_by[0] != recipe:
-        raise InputError(f"--run {path}: a run of {made_by[0]}, not of {recipe}")
-    return folder
-
-
-def _sessions(folder: Path) -> list[dict]:
-    """What environment.json holds, oldest first. Raises InputError if it is damaged."""
-    file = folder / "environment.json"
-    try:
-        return json.loads(file.read_text()) if file.exists() else []
-    except ValueError as error:
-        raise InputError(f"{file}: damaged ({error}). Delete it to go on without it") from None
-
-
-def _checkpoint(folder: Path, name: str) -> Path:
-    path = folder / "checkpoints" / name
-    if not path.is_dir():
-        there = sorted(p.name for p in (folder / "checkpoints").glob("[!.]*"))
-        raise InputError(f"{folder}: no checkpoint '{name}'; there are: {', '.join(there) or '-'}")
-    if problem := checkpoint.fault(path):
-        raise InputError(f"{path}: {problem}. Choose another with --checkpoint")
-    return path
-
-
-def _run_folder(session: Session) -> tuple[Path, bool]:
-    """The directory of this run, and whether it is there already and shall go on."""
-    launch = session.launch
-    if not session.is_main:
-        found: tuple[Path, bool] | None = None
-    else:
-        found = _choose_folder(session, Path(launch.out) / session.recipe)
-        try:
-            found[0].mkdir(parents=True, exist_ok=True)
-            (found[0] / ".lock").touch()
-        except OSError as error:
-            raise InputError(f"{found[0]}: cannot write there ({error.strerror})") from None
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([found])[0]
-
-
-def _choose_folder(session: Session, runs: Path) -> tuple[Path, bool]:
-    settings, launch, digest = to_yaml(session.cfg), session.launch, session.rows.digest
-    if launch.resume and not (launch.run or launch.name):
-        unfinished = [
-            file.parent
-            for file in sorted(runs.glob("*/config.yaml"), key=lambda f: f.stat().st_mtime)
-            if file.read_text() == settings and not (file.parent / "results.json").exists()
-            if all(past["rows"] == digest for past in _sessions(file.parent))
-        ]
-        if unfinished:
-            return unfinished[-1], True
-        console.print(f"no unfinished run with these settings in {runs}: starting one")
-    if launch.resume and launch.run:
-        folder = Path(launch.run)
-    elif launch.name:
-        folder = runs / launch.name
-    else:
-        short = sha256(settings.encode()).hexdigest()[:6]
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{short}"
-        taken = len(list(runs.glob(f"{stamp}*")))
-        folder = runs / (f"{stamp}-{taken + 1}" if taken else stamp)
-    if not (folder / "config.yaml").is_file():
-        if folder.exists() and any(p.name[0] != "." for p in folder.iterdir()):
-            raise InputError(f"{folder}: holds other files and is no run; choose another --name")
-        return folder, False
-    if not launch.resume:
-        raise InputError(f"{folder}: holds a run already; --resume it or choose another --name")
-    import yaml
-
-    old = yaml.safe_load((folder / "config.yaml").read_text())
-    changed = list(checkpoint.differences(old, yaml.safe_load(settings)))
-    if changed:
-        raise InputError(
-            f"{folder}: was started with other settings: {'; '.join(changed)}. Runs are never "
-            "mixed: use the same settings, or another --name"
-        )
-    if any(past["rows"] != digest for past in _sessions(folder)):
-        raise InputError(
-            f"{folder}: was started with other rows than {', '.join(session.rows.names)} now. Runs "
-            "are never mixed: restore the table, or choose another --name"
-        )
-    return folder, True
-
-
-@contextmanager
-def _held(folder: Path, is_main: bool):
-    lock = checkpoint.lock(folder) if is_main else None
-    try:
-        yield
-    finally:
-        if lock:
-            lock.close()
-
-
-def _environment(session: Session, folder: Path) -> list[dict]:
-    """Versions, device and command of every session of this run, newest last."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    now = {
-        "recipe": session.recipe,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": sys.argv,
-        "rows": session.rows.digest,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "commit": commit,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
-        "threads": torch.get_num_threads(),
-    }
-    return [*_sessions(folder), now]
-
-
 def seed_everything(seed: int) -> None:
     """Seed torch (all devices) and numpy."""
     torch.manual_seed(seed)
@@ -464,7 +342,7 @@ def load_task(
     """The task of a run with the weights of one of its checkpoints, ready to be called."""
     folder = existing_run(str(folder))
     task = task_type(from_yaml(config_type(), folder / "config.yaml"))
-    path = _checkpoint(folder, name)
+    path = checkpoint_of(folder, name)
     tensors, saved = checkpoint.load(path)
     task.facts = saved["facts"]
     seed_everything(task.cfg.train.seed)

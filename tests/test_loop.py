@@ -14,7 +14,7 @@ from sequence_classification import SequenceClassification
 from sequence_regression import SequenceRegression
 from tiny import fresh_process  # noqa: F401
 
-from mgen import checkpoint, loop
+from mgen import checkpoint, infer, loop
 from mgen.config import InputError
 from mgen.data.batches import Batch
 from mgen.loop import NotFinite, Train, lr_factor
@@ -174,8 +174,8 @@ def test_bf16_trains_weights_that_stay_in_full_precision(tmp_path):
 def test_losses_in_half_precision_are_summed_in_full():
     losses = torch.full((1000,), 1.0, dtype=torch.bfloat16)
     losses[0] = 5.0
-    assert loop.summed(losses)[0].item() == 1004.0
-    assert loop.summed((losses, torch.ones(1000)))[0].item() == 1004.0
+    assert infer.summed(losses)[0].item() == 1004.0
+    assert infer.summed((losses, torch.ones(1000)))[0].item() == 1004.0
 
 
 # --------------------------------------------------------------------------- nonsense

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sequence_regression import SequenceRegression
 from tiny import fresh_process  # noqa: F401
 
-from mgen import loop
+from mgen import infer
 from mgen.config import InputError
 from mgen.predictions import Writer, blocks
 
@@ -231,7 +231,7 @@ def predict(cfg, file, split="all", columns=(), key="k", fails_at=-1):
     task.fails_at = fails_at
     writer = Writer(file, key)
     writer.start(fresh=False)
-    loop.infer(
+    infer.infer(
         task, rows, split, task.lengths, cfg.train, Accelerator(), writer=writer, columns=columns
     )
     return writer.finish(), rows
@@ -247,7 +247,7 @@ def one_by_one(cfg) -> list[float]:
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(loop, "BLOCK_TOKENS", 64)
+    monkeypatch.setattr(infer, "BLOCK_TOKENS", 64)
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])

@@ -1,0 +1,131 @@
+"""One pass over rows without training: metrics, predictions or both; and what training shares."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgen.config import InputError
+from mgen.data.batches import Batch, loader, plan
+from mgen.metrics import results
+from mgen.predictions import Writer, blocks
+from mgen.report import progress
+from mgen.task import Task
+
+BLOCK_TOKENS = 2**18  # tokens per block of a prediction file
+WORTH_WORKERS = 32  # fewer batches are made before worker processes have started and stopped
+
+
+def summed(loss: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum of the losses and their number, or with weights weighted sum and sum of weights."""
+    if isinstance(loss, tuple):
+        losses, weights = (part.float() for part in loss)  # a sum in half precision is coarse
+        return (losses * weights).sum(), weights.sum()
+    return loss.float().sum(), torch.tensor(float(loss.numel()), device=loss.device)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
+
+
+def batch_seed(seed: int, epoch: int, index: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+def nothing() -> None: ...
+
+
+def infer(
+    task: Task,
+    rows,
+    split: str,
+    lengths: np.ndarray,
+    train,
+    accelerator,
+    *,
+    metrics: dict[str, Any] | None = None,
+    writer: Writer | None = None,
+    columns: tuple[str, ...] = (),
+    check: Callable[[], None] = nothing,
+) -> tuple[dict[str, float], list[Tensor]]:
+    """One pass over the rows of a split: metrics over each row once, predictions to `writer`.
+
+    With `metrics` the labels are read; returns their values after the mean loss, and what they
+    compared, [predictions, labels] in row order. `check` is called before each batch; `train`
+    holds the sizes of batches.
+    """
+    indices = rows.splits[split]
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    chunks = blocks(lengths[indices], BLOCK_TOKENS) if writer else [np.arange(len(indices))]
+    todo: list[tuple[int, Batch, bool]] = []  # block, batch, last of its block
+    for block, chunk in enumerate(chunks):
+        if writer and (block % world != rank or writer.has(block)):
+            continue
+        cut = plan(lengths[indices[chunk]], train.batch_size, train.batch_tokens)
+        cut = cut if writer else cut[rank::world]
+        for i, part in enumerate(cut):
+            numbers = tuple(map(int, indices[chunk[part]]))
+            seed = batch_seed(train.seed, block, i)
+            todo.append((block, Batch(numbers, seed), i == len(cut) - 1))
+    total, weight, pieces, scores = 0.0, 0.0, [], []
+    task.to(device).eval()
+    workers = train.workers if len(todo) >= WORTH_WORKERS else 0
+    made = loader(rows, [b for _, b, _ in todo], task.collator(), workers)
+    with torch.inference_mode(), progress(split, len(todo)) as bar:
+        for done, ((block, _, last), batch) in enumerate(zip(todo, made, strict=True)):
+            check()
+            batch = to_device(batch, device)
+            with accelerator.autocast():
+                outputs = task(batch)
+                if metrics:
+                    part, count = summed(task.loss(outputs, batch))
+                    total, weight = total + part.item(), weight + count.item()
+            if metrics:
+                compared = task.scores(outputs, batch)
+                scores.append([batch["row"].cpu(), *(tensor.float().cpu() for tensor in compared)])
+            if writer:
+                pieces.append({"row": batch["row"], **task.predictions(outputs, batch)})
+                if last:
+                    writer.write(block, in_order(pieces, rows, columns))
+                    pieces = []
+            bar(done + 1)
+    if not metrics:
+        return {}, []
+    sums = torch.tensor([total, weight], dtype=torch.float64)
+    if world > 1:
+        from accelerate.utils import gather_object
+
+        scores, sums = gather_object(scores), torch.stack(gather_object([sums])).sum(0)
+    numbers, *compared = (torch.cat(column) for column in zip(*scores, strict=True))
+    compared = [column[torch.argsort(numbers)] for column in compared]
+    for metric in metrics.values():
+        metric.update(*compared)
+    return {"loss": (sums[0] / sums[1]).item(), **results(metrics)}, compared
+
+
+def in_order(pieces: list[dict[str, Any]], rows, columns: tuple[str, ...]) -> dict[str, Any]:
+    """One block's columns in input order, the input's own `columns` after the row number."""
+    numbers = torch.cat([piece["row"] for piece in pieces]).cpu()
+    order = torch.argsort(numbers)
+    joined: dict[str, Any] = {"row": numbers[order]}
+    if clash := {*columns} & {*pieces[0]}:
+        raise InputError(
+            f"--columns {min(clash)}: the prediction file has a column of that name; rename the "
+            "table's"
+        )
+    if columns:
+        taken = rows.take(numbers[order].tolist())
+        joined |= {name: [row[name] for row in taken] for name in columns}
+    for name in pieces[0]:
+        parts = [piece[name] for piece in pieces]
+        if name != "row" and isinstance(parts[0], Tensor):
+            joined[name] = torch.cat([part.cpu() for part in parts])[order]
+        elif name != "row":
+            flat = [value for part in parts for value in part]
+            joined[name] = [flat[i] for i in order.tolist()]
+    return joined
