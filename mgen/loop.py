@@ -187,6 +187,10 @@ class Fit:
                 yield epoch + last, 0 if last else after, group[rank :: self.world]
             state = 0
 
+    def every_batch(self) -> Iterator[Batch]:
+        """The training rows once, as in the first epoch."""
+        return (Batch(tuple(map(int, rows)), self.train.seed) for rows in self.plan(0))
+
     def load(self, batches) -> Iterator[dict]:
         made = loader(
             self.rows,
@@ -203,8 +207,7 @@ class Fit:
         state, train = self.state, self.train
         console.print(f"training: {self.total} steps from step {state.step}")
         if state.step == 0 and state.evaluated < 0:
-            first = [Batch(tuple(map(int, rows)), train.seed) for rows in self.plan(0)]
-            self.task.initialise(lambda: self.load(first))
+            self.task.initialise(lambda: self.load(self.every_batch()))
         random_state = torch.get_rng_state()
         batches = self.load(batch for _, _, group in self.groups() for batch in group)
         torch.set_rng_state(random_state)

@@ -90,4 +90,5 @@ def _written(path: Path, folder: Path, key: str) -> Path:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+        pa.default_memory_pool().release_unused()  # Arrow keeps what reading took otherwise
     return target

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-CHUNK_BYTES = 8 << 20  # what a check looks at at once
+CHUNK_BYTES = 2 << 20  # what a check looks at at once
 CHUNK_ROWS = 1 << 16
 
 
