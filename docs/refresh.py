@@ -36,11 +36,13 @@ def commands(block: str) -> list[str]:
 
 def argv(command: str) -> list[str]:
     """What to execute for a command as the pages write it, from any folder."""
+    if command == "make demo":
+        makefile = (ROOT / "Makefile").read_text()
+        command = re.search(r"^demo:.*\n\t\$\(BIN\)/(.+)", makefile, re.MULTILINE)[1]
     program, *words = shlex.split(command, comments=True)
     if program == "make":  # make RECIPE ARGS="..." is python recipes/RECIPE.py ...
-        recipe = {"demo": "sequence_regression"}.get(words[0], words[0])
         flags = [flag for word in words[1:] for flag in shlex.split(word.removeprefix("ARGS="))]
-        return [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *flags]
+        return [sys.executable, str(ROOT / "recipes" / f"{words[0]}.py"), *flags]
     if program == "mgen":
         return [sys.executable, "-m", "mgen", *words]
     if program == "python":

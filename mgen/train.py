@@ -79,6 +79,11 @@ def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
     recipe = Path(inspect.getfile(task_type)).stem
     defaults = config_type()
     if given := flag_values(flags, "run"):
+        if verb != "fit" and flag_values(flags, "data"):
+            raise InputError(
+                "--data forgets the columns that the run was trained on. Name the table with "
+                "--data.path, or --data.test-path and --data.valid-path for test and validate"
+            )
         defaults = from_yaml(defaults, existing_run(given[-1], recipe) / "config.yaml")
     usage = f"{inspect.getdoc(sys.modules[task_type.__module__])}\n\nVerbs: {', '.join(verbs)}."
     cfg, launch = parse(defaults, Launch(), flags, f"{recipe}.py [{'|'.join(verbs)}]", usage)

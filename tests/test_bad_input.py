@@ -588,6 +588,11 @@ def test_an_output_folder_of_another_run_or_of_other_files_is_refused(one, refus
 
 
 @pytest.mark.parametrize("verb", ["predict", "test", "validate"])
+def test_a_table_that_would_reset_the_columns_of_a_run_is_refused(verb, one, refused):
+    assert "--data.path" in refused(REGRESSION, verb, "--run", one, "--data", "t.csv")
+
+
+@pytest.mark.parametrize("verb", ["predict", "test", "validate"])
 @pytest.mark.parametrize("path", ["nope", "t.csv", "runs/sequence_regression"])
 def test_a_run_that_is_none_is_refused(verb, path, one, refused):
     message = refused(REGRESSION, verb, "--run", path)
