@@ -40,7 +40,7 @@ class Run:
             for value in vars(module).values()
             if isinstance(value, type) and issubclass(value, Task) and value is not Task
         ]
-        if len(tasks) != 1 or not hasattr(module, "Config"):
+        if len(tasks) != 1 or "Config" not in vars(module):
             raise InputError(f"{recipe}: expected one Task and a Config in a recipe")
         self.task = load_task(tasks[0], module.Config, folder, checkpoint)
         self.cfg = self.task.cfg

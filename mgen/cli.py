@@ -10,7 +10,6 @@ Nothing here imports torch, so that names are listed at once.
 """
 
 import ast
-import importlib.util
 import inspect
 import os
 import re
@@ -18,9 +17,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from mgen.backbones.zoo import ZOO
 from mgen.config import InputError, unknown
 from mgen.experiments import experiments, repro
 from mgen.report import print_table
@@ -82,7 +81,7 @@ def run(words: Sequence[str]) -> None:
 
 def _backbones() -> list[dict[str, Any]]:
     facts = ("name", "modality", "context", "width", "layers", "hub")
-    return [{fact: getattr(entry, fact) for fact in facts} for entry in _zoo().ZOO.values()]
+    return [{fact: getattr(entry, fact) for fact in facts} for entry in ZOO.values()]
 
 
 def _adapters() -> list[dict[str, Any]]:
@@ -106,7 +105,7 @@ def _experiment_lines() -> list[dict[str, Any]]:
 
 
 def _show_backbone(name: str) -> None:
-    entry = _zoo().ZOO[name]
+    entry = ZOO[name]
     facts = {field.name: getattr(entry, field.name) for field in fields(entry)}
     _print_facts({key: "unknown" if value is None else value for key, value in facts.items()})
 
@@ -156,16 +155,6 @@ COMMANDS = {"list": list_names, "show": show, "run": run, "repro": repro}
 
 
 # --------------------------------------------------------------------------- reading without torch
-
-
-def _zoo() -> ModuleType:
-    """mgen/backbones/zoo.py alone: its package would import torch."""
-    name = "mgen.backbones.zoo"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, PACKAGE / "backbones" / "zoo.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 @dataclass(frozen=True)

@@ -159,11 +159,10 @@ def overlaps(rows: Rows, tokenizer: Reads) -> list[str]:
     return notes
 
 
-def numbers(rows: Rows, indices: np.ndarray) -> list[str]:
+def numbers(rows: Rows, indices: np.ndarray) -> None:
     """Every label of these rows is a finite number."""
     for _ in number_blocks(rows, rows.table.y_cols, indices):
         pass
-    return []
 
 
 def classes(rows: Rows, names: tuple[str, ...]) -> list[str]:

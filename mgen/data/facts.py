@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from mgen.config import InputError
+from mgen.data import check
 from mgen.data.labels import (
     class_ids,
     class_labels,
     class_names,
     class_weights,
-    number_blocks,
     numbers,
     place,
     statistics,
@@ -36,14 +36,13 @@ def number_facts(rows: Rows, splits: Sequence[str], scale: str, known: Facts) ->
     """
     columns = _label_columns(rows)
     for split in splits:
-        for _ in number_blocks(rows, columns, rows.splits[split]):
-            pass
+        check.numbers(rows, rows.splits[split])
     if known:
         return known
     used = "train" if scale == "none" else scale
     fitted = np.concatenate([rows.splits[split] for split in used.split("+")])
     mean, std = statistics(rows, columns, fitted)
-    facts = {"baseline": numbers(rows, columns, rows.splits["train"]).mean(0).tolist()}
+    facts = {"baseline": statistics(rows, columns, rows.splits["train"])[0].tolist()}
     if scale == "none":
         return facts | {"mean": [0.0] * len(columns), "std": [1.0] * len(columns)}
     return facts | {"mean": mean.tolist(), "std": std.tolist()}
