@@ -7,7 +7,8 @@ from mgen.backbones.sequence import SequenceBackbone
 from mgen.backbones.tokenizer import ESM as ESM_STYLE
 from mgen.backbones.tokenizer import ESM_AMINO_ACIDS, Style, Tokenizer
 from mgen.config import InputError
-from mgen.io.weights import published_keys
+from mgen.io.weights import Held, Tensors, published_keys
+from mgen.models.attention import Rotary
 from mgen.models.esm import ESM, ESMConfig, Layer
 
 TIED = {
@@ -15,6 +16,7 @@ TIED = {
     "lm_head.decoder.bias": "lm_head.bias",
 }
 CONTACTS = "esm.contact_head."
+FREQUENCIES = "rotary_embeddings.inv_freq"
 
 
 class ESMBackbone(SequenceBackbone):
@@ -43,11 +45,14 @@ class ESMBackbone(SequenceBackbone):
         return ESM_AMINO_ACIDS, ESM_STYLE
 
     @staticmethod
-    def rename(tensors: dict[str, Tensor], config: ESMConfig) -> dict[str, Tensor]:
+    def rename(tensors: Tensors, config: ESMConfig) -> Tensors:
         named = published_keys(tensors, "esm.", ["lm_head."], TIED)
-        # Newer files leave out the position table, which rotary models never read.
+        # Older files hold the frequencies once per layer, the newest leave both of these out.
+        stored = [tensor for key, tensor in tensors.items() if key.endswith(FREQUENCIES)]
+        exact = Held(Rotary(config.head_width).frequencies())
+        named[f"esm.{FREQUENCIES}"] = stored[0] if stored else exact
         shape = (config.max_position_embeddings, config.hidden_size)
-        named.setdefault("esm.embeddings.position_embeddings.weight", torch.zeros(shape))
+        named.setdefault("esm.embeddings.position_embeddings.weight", Held(torch.zeros(shape)))
         return named
 
     @property
@@ -61,8 +66,7 @@ class ESMBackbone(SequenceBackbone):
     def decoder(self, hidden: Tensor) -> Tensor:
         if self.model.lm_head is None:
             return super().decoder(hidden)
-        table = self.model.esm.embeddings.word_embeddings.weight
-        return self.model.logits(hidden.to(table.dtype)).float()
+        return self.model.logits(hidden).float()
 
     def contacts(self, batch: dict[str, Tensor]) -> Tensor:
         """Contact probabilities (B, L-2, L-2) of residue pairs."""

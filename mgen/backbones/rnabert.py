@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from mgen.backbones.sequence import SequenceBackbone
 from mgen.backbones.tokenizer import NUCLEOTIDE, NUCLEOTIDES, Style, Tokenizer
 from mgen.config import InputError
-from mgen.io.weights import published_keys
+from mgen.io.weights import Tensors, published_keys
 from mgen.models.rnabert import Layer, RNABert, RNABertConfig
 
 TABLE = "bert.embeddings.word_embeddings.weight"
@@ -39,7 +39,7 @@ class RNABertBackbone(SequenceBackbone):
         return NUCLEOTIDES, NUCLEOTIDE
 
     @staticmethod
-    def rename(tensors: dict[str, Tensor], config: RNABertConfig) -> dict[str, Tensor]:
+    def rename(tensors: Tensors, config: RNABertConfig) -> Tensors:
         return published_keys(tensors, "bert.", ["cls."], TIED)
 
     @property
@@ -53,5 +53,4 @@ class RNABertBackbone(SequenceBackbone):
     def decoder(self, hidden: Tensor) -> Tensor:
         if self.model.cls is None:
             return super().decoder(hidden)
-        table = self.model.bert.embeddings.word_embeddings.weight
-        return self.model.logits(hidden.to(table.dtype)).float()
+        return self.model.logits(hidden).float()

@@ -34,6 +34,8 @@ class Table(Choice):
     subset: str = ""  # configuration of a hub data set
     revision: str = "main"  # revision of a hub data set
     x_col: str = "sequence"  # column of sequences
+    msa_col: str = ""  # column of alignments: lists of rows, or A3M or FASTA files; empty: none
+    structure_col: str = ""  # column of numbers per residue: nested lists, or .npy files
     y_cols: tuple[str, ...] = ("label",)  # columns of labels
     id_col: str = ""  # column of identifiers; empty: the column 'id', if there is one
     split_col: str = ""  # column that names each row's split; empty: none
@@ -65,6 +67,26 @@ class Table(Choice):
         from mgen.data.opening import open_table
 
         return open_table(self, split)
+
+    def inputs(self, rows: Sequence[dict[str, Any]]) -> list[str] | list[dict[str, Any]]:
+        """What a backbone tokenises: sequences or, with `msa_col` or `structure_col`, dictionaries.
+
+        These have "sequence", "msa" (a list of aligned rows, or None) and "structure" (numbers of
+        every residue, or None). Names of files in those columns are relative to the table's folder.
+        Raises InputError for a file that cannot be read or belongs to another sequence.
+        """
+        if not (self.msa_col or self.structure_col):
+            return [row[self.x_col] for row in rows]
+        from mgen.data.alignments import alignment, structure
+
+        return [
+            {
+                "sequence": row[self.x_col],
+                "msa": alignment(self, row) if self.msa_col else None,
+                "structure": structure(self, row) if self.structure_col else None,
+            }
+            for row in rows
+        ]
 
     def labels(self, rows: Sequence[dict[str, Any]]) -> Tensor | None:
         """The labels of rows as numbers (B, K), float32; None unless every row has all of them.

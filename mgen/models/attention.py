@@ -13,32 +13,51 @@ from mgen.config import InputError
 class Rotary:
     """Rotary position angles (Su et al. 2021, arXiv:2104.09864), base 10000, half-split pairs.
 
-    Channel j of a head turns with channel j + r/2; only the first r = int(d * percent) channels
-    turn. Angles come from the positions in fp32 on every call: no table, no buffer, no limit.
-    Raises InputError where r is odd or zero.
+    Every token has A coordinates; the d channels of a head are cut into A equal parts, and part a
+    turns with coordinate a. In a part channel j turns with channel j + r/2; only its first
+    r = int(d / A * percent) channels turn. Angles come from the positions in fp32 on every call: no
+    table, no buffer, no limit. Raises InputError where r is odd or zero.
     """
 
-    def __init__(self, head_width: int, percent: float = 1.0) -> None:
-        self.width = head_width if percent >= 1 else int(head_width * percent)
-        if self.width < 2 or self.width % 2:
+    def __init__(self, head_width: int, percent: float = 1.0, axes: int = 1) -> None:
+        part, self.axes = head_width // axes, axes
+        self.width = part if percent >= 1 else int(part * percent)
+        if head_width % axes or self.width < 2 or self.width % 2:
             raise InputError(
                 f"rotary positions turn pairs of channels: {self.width} of {head_width} channels "
-                f"per head (rotary_percent {percent}) is not an even number of at least 2"
+                f"per head (rotary_percent {percent}, {axes} coordinates) is not an even number "
+                "of at least 2"
             )
 
-    def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (..., L, r/2) at `positions` (..., L), cast to `dtype` at the end."""
-        channels = torch.arange(0, self.width, 2, device=positions.device, dtype=torch.float32)
-        angles = positions.float().unsqueeze(-1) * 10000.0 ** (-channels / self.width)
+    def frequencies(self, device: torch.device | None = None) -> Tensor:
+        """Angle per position of the pairs of channels (r/2,), fp32."""
+        channels = torch.arange(0, self.width, 2, device=device, dtype=torch.float32)
+        return 10000.0 ** (-channels / self.width)
+
+    def __call__(
+        self, positions: Tensor, dtype: torch.dtype, frequencies: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (..., L, A, r/2) at `positions` (..., L, A), cast to `dtype` last.
+
+        `frequencies` are a checkpoint's own, where it was trained with rounded ones.
+        """
+        own = self.frequencies(positions.device) if frequencies is None else frequencies
+        angles = positions.float().unsqueeze(-1) * own
         return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def along(self, x: Tensor, frequencies: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Angles at the positions 0, 1, ... of the tokens of x (B, L, D)."""
+        positions = torch.arange(x.shape[1], device=x.device).unsqueeze(-1)
+        return self(positions, x.dtype, frequencies)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first r channels of x (B, H, L, d) by angles (L, r/2); the rest passes unchanged."""
-    half = cos.shape[-1]
+    """Turn x (B, H, L, d) by the angles (L, A, r/2) or (B, 1, L, A, r/2) of a `Rotary`."""
+    axes, half = cos.shape[-2:]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+    parts = x.unflatten(-1, (axes, -1))
+    a, b, rest = parts.split((half, half, parts.shape[-1] - 2 * half), dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).flatten(-2)
 
 
 class RMSNorm(nn.Module):

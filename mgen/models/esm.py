@@ -4,20 +4,22 @@ Lin et al. 2023, doi:10.1126/science.ade2574; numbers match transformers' EsmFor
 Rao et al. 2021 (ICLR). Shapes: B batch, L tokens, D width, H heads, V vocabulary, N layers.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.config import InputError
-from mgen.models.attention import (
-    Rotary,
-    attend,
-    attention_probabilities,
-    initialise,
-    rotate,
-    split_heads,
+from mgen.models.attention import Rotary, initialise
+from mgen.models.encoder import (
+    Angles,
+    Attention,
+    Dense,
+    EncoderConfig,
+    SequenceEncoder,
+    Stack,
+    tied_logits,
 )
 
 MASKED_IN_TRAINING = 0.15 * 0.8  # share of tokens that pretraining showed as <mask>
@@ -25,8 +27,8 @@ EOS = 2  # id of <eos> in the published vocabulary, which the contact head leave
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESMConfig:
-    """config.json of `model_type: esm`; a field absent there has transformers' default."""
+class ESMConfig(EncoderConfig):
+    """config.json of `model_type: esm`; defaults are those of transformers."""
 
     vocab_size: int = 33
     hidden_size: int = 768
@@ -46,79 +48,31 @@ class ESMConfig:
     is_decoder: bool = False
     tie_word_embeddings: bool = True
 
-    @classmethod
-    def from_json(cls, config: dict) -> "ESMConfig":
-        """Read config.json; keys that do not change the network are passed over."""
-        given = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        return cls(**given)
+    supported: ClassVar[dict[str, tuple]] = {
+        "hidden_act": ("gelu",),
+        "position_embedding_type": ("rotary",),
+        "emb_layer_norm_before": (False,),
+        "is_folding_model": (False,),
+        "add_cross_attention": (False,),
+        "is_decoder": (False,),
+        "tie_word_embeddings": (True,),
+    }
 
-    def __post_init__(self) -> None:
-        for name, expected in (
-            ("hidden_act", "gelu"),
-            ("position_embedding_type", "rotary"),
-            ("emb_layer_norm_before", False),
-            ("is_folding_model", False),
-            ("add_cross_attention", False),
-            ("is_decoder", False),
-            ("tie_word_embeddings", True),
-        ):
-            if getattr(self, name) != expected:
-                raise InputError(
-                    f"config.json: {name} {getattr(self, name)!r} is not supported; "
-                    f"ESM-2 has {expected!r}"
-                )
-        if self.hidden_size % self.num_attention_heads:
-            raise InputError(
-                f"config.json: hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, config: ESMConfig, dropout: float) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.heads, self.dropout = config.num_attention_heads, dropout
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-
-    def queries_and_keys(self, h: Tensor, angles: tuple) -> tuple[Tensor, Tensor]:
-        q, k = (split_heads(linear(h), self.heads) for linear in (self.query, self.key))
-        return rotate(q, *angles), rotate(k, *angles)
-
-    def forward(self, h: Tensor, key_mask: Tensor, angles: tuple) -> Tensor:
-        q, k = self.queries_and_keys(h, angles)
-        v = split_heads(self.value(h), self.heads)
-        return attend(q, k, v, key_mask, self.dropout if self.training else 0.0)
-
-
-class Dense(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(inputs, outputs)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: ESMConfig, dropout: float) -> None:
-        super().__init__()
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self = SelfAttention(config, dropout)
-        self.output = Dense(config.hidden_size, config.hidden_size)
-
-    def forward(self, x: Tensor, key_mask: Tensor, angles: tuple) -> Tensor:
-        return self.output.dense(self.self(self.LayerNorm(x), key_mask, angles))
+    def norm(self) -> nn.Module:
+        return nn.LayerNorm(self.hidden_size, self.layer_norm_eps)
 
 
 class Layer(nn.Module):
     def __init__(self, config: ESMConfig, dropout: float) -> None:
         super().__init__()
-        self.attention = Attention(config, dropout)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = Attention(config, True, dropout, LayerNorm=config.norm())
+        self.LayerNorm = config.norm()
         self.intermediate = Dense(config.hidden_size, config.intermediate_size)
         self.output = Dense(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, key_mask: Tensor, angles: tuple) -> Tensor:
-        x = x + self.dropout(self.attention(x, key_mask, angles))
+    def forward(self, x: Tensor, key_mask: Tensor, angles: Angles) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention.normalise(x), key_mask, angles))
         inner = F.gelu(self.intermediate.dense(self.LayerNorm(x)))
         return x + self.dropout(self.output.dense(inner))
 
@@ -130,6 +84,16 @@ class UnusedTable(nn.Module):
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.zeros(rows, width))
+
+
+class Frequencies(nn.Module):
+    """Rotary frequencies as stored: ESM-2 was trained with those that half precision leaves."""
+
+    full_precision = True
+
+    def __init__(self, rotary: Rotary) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", rotary.frequencies())
 
 
 class Embeddings(nn.Module):
@@ -152,14 +116,6 @@ class Embeddings(nn.Module):
         return x * attention_mask.unsqueeze(-1).to(x.dtype)
 
 
-class Stack(nn.Module):
-    def __init__(self, config: ESMConfig, dropout: float) -> None:
-        super().__init__()
-        layers = (Layer(config, dropout) for _ in range(config.num_hidden_layers))
-        self.layer = nn.ModuleList(layers)
-        self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-
-
 class ContactHead(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -176,48 +132,22 @@ class ContactHead(nn.Module):
         return self.regression(maps.permute(0, 2, 3, 1)).squeeze(-1).sigmoid()
 
 
-class Encoder(nn.Module):
-    """Token ids (B, L) and mask (B, L) to normalised hidden states (B, L, D).
-
-    `collect` receives N+1 tensors: the embeddings, the residual stream after every layer but the
-    last, and the returned tensor. Values at padded positions mean nothing.
-    """
+class Encoder(SequenceEncoder):
+    """Positions count from the first token, <cls>."""
 
     def __init__(self, config: ESMConfig, dropout: float = 0.0, contacts: bool = True) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = Stack(config, dropout)
+        layers = (Layer(config, dropout) for _ in range(config.num_hidden_layers))
+        self.encoder = Stack(layers, emb_layer_norm_after=config.norm())
         channels = config.num_hidden_layers * config.num_attention_heads
         self.contact_head = ContactHead(channels) if contacts else None
-        self.rotary = Rotary(config.hidden_size // config.num_attention_heads)
+        self.rotary = Rotary(config.head_width)
+        self.rotary_embeddings = Frequencies(self.rotary)
 
-    def angles(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rotary(torch.arange(x.shape[1], device=x.device), x.dtype)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, collect: list | None = None
-    ) -> Tensor:
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Angles]:
         x = self.embeddings(input_ids, attention_mask)
-        angles = self.angles(x)
-        for layer in self.encoder.layer:
-            if collect is not None:
-                collect.append(x)
-            x = layer(x, attention_mask, angles)
-        x = self.encoder.emb_layer_norm_after(x)
-        if collect is not None:
-            collect.append(x)
-        return x
-
-    def attention_maps(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
-        """The attention probabilities of every layer, each (B, H, L, L)."""
-        x = self.embeddings(input_ids, attention_mask)
-        angles, maps = self.angles(x), []
-        for layer in self.encoder.layer:
-            attention = layer.attention
-            q, k = attention.self.queries_and_keys(attention.LayerNorm(x), angles)
-            maps.append(attention_probabilities(q, k, attention_mask))
-            x = layer(x, attention_mask, angles)
-        return maps
+        return x, self.rotary.along(x, self.rotary_embeddings.inv_freq)
 
     def contacts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Contact probabilities (B, L-2, L-2): first and last column of the batch are cut off."""
@@ -231,12 +161,11 @@ class LMHead(nn.Module):
     def __init__(self, config: ESMConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm = config.norm()
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        t = self.layer_norm(F.gelu(self.dense(hidden)))
-        return F.linear(t, table.to(t.dtype), self.bias.to(t.dtype))
+        return tied_logits(hidden, self.dense, self.layer_norm, table, self.bias)
 
 
 class ESM(nn.Module):
@@ -261,3 +190,4 @@ class ESM(nn.Module):
     def initialise(self) -> None:
         initialise(self, self.config.initializer_range)
         self.esm.embeddings.position_embeddings.weight.zero_()
+        self.esm.rotary_embeddings.inv_freq.copy_(self.esm.rotary.frequencies())
