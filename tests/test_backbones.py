@@ -78,6 +78,7 @@ def esm_shapes(width, layers, heads) -> dict[str, tuple]:
     shapes = {
         "esm.embeddings.word_embeddings.weight": (33, width),
         "esm.embeddings.position_embeddings.weight": (1026, width),
+        "esm.rotary_embeddings.inv_freq": (width // heads // 2,),
         "lm_head.bias": (33,),
     }
     for i in range(layers):
@@ -127,8 +128,9 @@ BATCH = ["ACGTACGTAC", "GATTACA", "N"]
 # ------------------------------------------------------------------------------- names
 
 
-def test_the_zoo_has_exactly_the_published_names():
-    assert set(ZOO) == {*RNABERTS, *ESMS, *ONEHOTS, *SIZES_UNKNOWN}
+def test_these_families_have_exactly_the_published_names():
+    known = {name for name, e in ZOO.items() if e.family in ("rnabert", "esm", "onehot")}
+    assert known == {*RNABERTS, *ESMS, *ONEHOTS, *SIZES_UNKNOWN}
 
 
 @pytest.mark.parametrize("name", RNABERTS)
@@ -189,9 +191,9 @@ def test_a_folder_without_config_is_an_error_before_anything_else(tmp_path):
 
 
 def test_an_unsupported_model_type_is_an_error(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(InputError, match="'gpt2' is not supported; expected rnabert or esm"):
-        backbone(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(InputError, match="'nonsense' .* is known neither here nor to transformers"):
+        backbone(str(tmp_path)).tokenizer()
 
 
 def test_weights_that_cannot_be_downloaded_are_an_error_that_says_what_to_do():
@@ -269,6 +271,40 @@ def test_esm_as_transformers_saves_it_loads(form, tmp_path):
     real = batch["attention_mask"].bool()
     assert (ours(batch) - expected)[real].abs().max() <= 1e-5
     assert bool(ours.model.lm_head) == (form == "EsmForMaskedLM")
+
+
+@pytest.mark.parametrize("layout", ["per layer", "once", "none"])
+def test_stored_rotary_frequencies_are_used_as_transformers_does(layout, tmp_path):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.EsmConfig(
+        **{"vocab_size": 33, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"intermediate_size": 32, "position_embedding_type": "rotary", "token_dropout": True},
+        **{"pad_token_id": 1, "mask_token_id": 32, "max_position_embeddings": 400},
+    )
+    theirs = transformers.EsmForMaskedLM(config)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # attention that sees positions
+    theirs.save_pretrained(tmp_path)
+    stored = tensors(tmp_path)
+    (key,) = (name for name in stored if name.endswith("inv_freq"))
+    rounded = stored.pop(key).half().float()  # as published: the buffer went through fp16
+    if layout == "per layer":
+        name = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
+        stored |= {name.format(i): rounded for i in range(2)}
+    elif layout == "once":
+        stored[key] = rounded
+    rewrite(tmp_path, stored)
+    theirs = transformers.EsmForMaskedLM.from_pretrained(tmp_path).eval()
+    ours = load_backbone(str(tmp_path))
+    batch = ours.tokenize(["MKVLAW" * 50])
+    with torch.no_grad():
+        expected = theirs.esm(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+        assert (ours(batch) - expected).abs().max() <= 1e-5
+        ours.model.esm.rotary_embeddings.inv_freq.copy_(ours.model.esm.rotary.frequencies())
+        moved = (ours(batch) - expected).abs().max()
+    assert (moved > 1e-4) == (layout != "none")  # the rounding is seen
 
 
 def test_duplicates_of_tied_weights_and_buffers_are_accepted(checkpoint):

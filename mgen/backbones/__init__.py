@@ -9,7 +9,8 @@ Importing this loads no torch, so that listings and checks of flags are quick.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mgen.backbones.sequence import SequenceBackbone
     from mgen.backbones.tokenizer import Tokenizer
 
-FAMILIES = ("rnabert", "esm")  # those that have checkpoints, by `model_type` of config.json
+FAMILIES = ("rnabert", "fm4bio")  # own families with checkpoints, by `model_type` of config.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,41 +32,68 @@ class Backbone(Choice):
         frozen: keep the pretrained weights as they are
         lora_rank: rank of LoRA matrices, which then train instead of the weights; 0: no LoRA
         lora_alpha: LoRA updates are scaled by alpha / rank
+        lora_rslora: scale them by alpha / sqrt(rank) instead
+        lora_dora: train the length of weight rows apart from their direction
         lora_dropout: dropout before the LoRA matrices
-        lora_targets: names of the layers LoRA adapts; none: the family's own choice
+        lora_targets: names of the layers LoRA adapts, or all-linear; none: the family's own choice
         max_length: most tokens per sequence, special ones included; 0: the model's context
-        truncate: longer sequences are an error, or cut at their right or left end
+        truncate: longer sequences are an error, cut at an end, or read in overlapping windows
         unknown: letters outside the alphabet are an error, or one unknown token each
         as_written: tokenise as published: no upper case, no U to T, unknown letters joined
         dtype: number format of the weights
+        quantise: keep frozen weights in 8 or 4 bits (CUDA, needs bitsandbytes)
+        gradient_checkpointing: recompute activations in the backward pass to save memory
+        device_map: auto spreads the network over all devices of this process
         random_weights: the same network, untrained; nothing is downloaded
-        revision: branch, tag or commit on the hub
+        revision: branch, tag or commit on the hub; none: the one listed for the name
     """
 
     frozen: bool = False
     lora_rank: int = 0
     lora_alpha: float = 32.0
+    lora_rslora: bool = False
+    lora_dora: bool = False
     lora_dropout: float = 0.1
     lora_targets: tuple[str, ...] = ()
     max_length: int = 0
-    truncate: Literal["error", "right", "left"] = "error"
+    truncate: Literal["error", "right", "left", "window"] = "error"
     unknown: Literal["error", "token"] = "error"
     as_written: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantise: Literal["", "8bit", "4bit"] = ""
+    gradient_checkpointing: bool = False
+    device_map: Literal["", "auto"] = ""
     random_weights: bool = False
-    revision: str = "main"
+    revision: str = ""
 
     @property
     def source(self) -> str:
         """The folder or hub id that has the weights; "" where there are none."""
         return ZOO[self.name].hub if self.name in ZOO else self.name
 
+    @property
+    def folder(self) -> Path | None:
+        """The source where it is a folder."""
+        return Path(self.source) if self.source and Path(self.source).is_dir() else None
+
+    @property
+    def at(self) -> str:
+        """The revision to read on the hub."""
+        entry = find(self.name)
+        return self.revision or (entry.revision if entry else "main")
+
+    @property
+    def is_random(self) -> bool:
+        return self.random_weights or not self.source
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer alone: no weights are read. Raises InputError for contradicting options."""
         self._check()
-        entry = find(self.name)
-        facts = None if self._folder else entry and entry.config_json()
-        return self._tokenizer(facts or self._config_json())
+        choice = _base(self)
+        wrapper, options = BACKBONES.construct(choice)
+        entry = find(choice.name)
+        facts = None if choice.folder else entry and entry.config_json()
+        return wrapper.make_tokenizer(choice, facts or choice._config_json(), **options)
 
     def build(self) -> SequenceBackbone:
         """The network with its weights, or random ones drawn from torch's current state.
@@ -74,39 +102,43 @@ class Backbone(Choice):
         """
         import torch
 
-        from mgen.io.weights import fetch, load_state, read_weights
+        from mgen.backbones import lora, memory
 
         self._check()
-        wrapper, options = BACKBONES.construct(self)
-        config_json = self._config_json()
-        tokenizer, config = self._tokenizer(config_json), wrapper.read(config_json)
-        tensors = {}
-        if not self._is_random:
-            tensors = wrapper.rename(read_weights(fetch(self.source, self.revision)), config)
-        with torch.device("meta"):
-            network = wrapper(config, tokenizer, set(tensors), **options)
-        if self._is_random:
-            network.to_empty(device=torch.get_default_device())
-            network.model.initialise()
-            network.to(getattr(torch, self.dtype))
+        choice = _base(self)
+        wrapper, options = BACKBONES.construct(choice)
+        config_json = choice._config_json()
+        tokenizer = wrapper.make_tokenizer(choice, config_json, **options)
+        if choice is self or self.random_weights:
+            network = wrapper.load(choice, config_json, tokenizer, **options)
         else:
-            network.to(getattr(torch, self.dtype)).to_empty(device=torch.get_default_device())
-            load_state(network.model, tensors, self.name)
+            network = self._of_run()
         for head in network.heads:
             head.requires_grad_(False)
         if self.frozen:
             network.requires_grad_(False)
+        if self.quantise and torch.get_default_device().type != "meta":
+            if not torch.cuda.is_available():
+                raise InputError(
+                    f"--backbone.quantise {self.quantise} needs a CUDA device; drop it"
+                )
+            memory.quantise(network, self.quantise)
         if self.lora_rank:
-            _adapt(network, self)
+            lora.adapt(network, self)
+        if self.gradient_checkpointing:
+            memory.recompute_blocks(network)
         return network
 
-    @property
-    def _folder(self) -> Path | None:
-        return Path(self.source) if self.source and Path(self.source).is_dir() else None
+    def _of_run(self) -> SequenceBackbone:
+        from mgen.backbones.handover import trained_backbone
+        from mgen.backbones.memory import cast
 
-    @property
-    def _is_random(self) -> bool:
-        return self.random_weights or not self.source
+        settings = _settings(self.name)
+        reading = ("max_length", "truncate", "unknown", "as_written", "device_map")
+        began = replace(_began(settings), **{name: getattr(self, name) for name in reading})
+        network = trained_backbone(self.name, began, settings["train"]["seed"])
+        cast(network, self.dtype)
+        return network
 
     def _check(self) -> None:
         if self.frozen and self.lora_rank:
@@ -115,105 +147,102 @@ class Backbone(Choice):
                 "keeps the weights and trains small matrices beside them. Drop --backbone.frozen, "
                 "or set --backbone.lora-rank 0."
             )
-        if self.lora_targets and not self.lora_rank:
-            raise InputError("--backbone.lora-targets needs --backbone.lora-rank above 0")
+        for name in ("lora_targets", "lora_rslora", "lora_dora"):
+            if getattr(self, name) and not self.lora_rank:
+                flag = f"--backbone.{name.replace('_', '-')}"
+                raise InputError(f"{flag} needs --backbone.lora-rank above 0")
         if self.lora_rank < 0 or self.max_length < 0:
             raise InputError("--backbone.lora-rank and --backbone.max-length are 0 or more")
+        if self.quantise and not (self.frozen or self.lora_rank):
+            raise InputError(
+                f"--backbone.quantise {self.quantise}: rounded weights cannot train. Set "
+                "--backbone.lora-rank, or --backbone.frozen"
+            )
+
+        if self.device_map and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError(
+                "--backbone.device-map auto is for one process, which then uses every device; "
+                "several processes have a device each. Drop it, or start one process"
+            )
 
     def _config_json(self) -> dict:
         """The checkpoint's own config.json, or that of the zoo where no file is to be read."""
         from mgen.io.weights import read_config
 
         entry = find(self.name)
-        if self._is_random and entry and not self._folder:
+        if self.is_random and entry and not self.folder:
             if facts := entry.config_json():
                 return facts
             raise InputError(
                 f"{self.name}: its sizes are not known without its config.json, so random weights "
                 "need a copy of that file; give the folder that holds it as the name"
             )
-        return read_config(self.source, self.revision)
-
-    def _tokenizer(self, config_json: dict) -> Tokenizer:
-        from mgen.backbones.tokenizer import Tokenizer
-
-        wrapper, _ = BACKBONES.construct(self)
-        config, entry = wrapper.read(config_json), find(self.name)
-        modality = entry.modality if entry else wrapper.modality_by_default
-        vocabulary, style = wrapper.alphabet(modality)
-        if self._folder and (own := self._folder / "vocab.txt").is_file():
-            vocabulary = own.read_text(encoding="utf-8").split()
-        return Tokenizer(
-            vocabulary[: config.vocab_size],  # tokens past the embedding table cannot be used
-            style,
-            modality=modality,
-            max_length=self.max_length or config.max_position_embeddings,
-            truncate=self.truncate,
-            unknown=self.unknown,
-            as_written=self.as_written,
-        )
+        return read_config(self.source, self.at)
 
 
-def _adapt(network: SequenceBackbone, choice: Backbone) -> None:
-    """Put LoRA matrices (Hu et al. 2021, arXiv:2106.09685) beside the targets; only they train."""
-    import torch
-    from peft import LoraConfig, inject_adapter_in_model
+def _is_run(name: str) -> bool:
+    """Whether a name is a run directory whose trained backbone is meant."""
+    folder = Path(name)
+    return (folder / "config.yaml").is_file() and not (folder / "config.json").is_file()
 
-    targets = choice.lora_targets or network.lora_targets
-    layers = {n: m for n, m in network.encoder.named_modules() if isinstance(m, torch.nn.Linear)}
-    last = sorted({name.rpartition(".")[2] for name in layers})
-    if not layers:
-        raise InputError(f"{choice.name} has no weights for LoRA; drop --backbone.lora-rank")
-    for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in layers):
-            raise InputError(
-                f"--backbone.lora-targets: no layer of {choice.name} is called '{target}'."
-                f"{nearest(target, last)} Layers are {', '.join(last)}."
-            )
-    config = LoraConfig(
-        r=choice.lora_rank,
-        lora_alpha=choice.lora_alpha,
-        lora_dropout=choice.lora_dropout,
-        target_modules=list(targets),
-    )
-    inject_adapter_in_model(config, network.encoder, "default")
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
-        if ".lora_" in name:  # trained in full precision beside weights of any dtype
-            parameter.data = parameter.data.float()
+
+def _settings(run: str) -> dict:
+    import yaml
+
+    settings = yaml.safe_load((Path(run) / "config.yaml").read_text()) or {}
+    if not isinstance(settings, dict) or not isinstance(settings.get("backbone"), dict):
+        raise InputError(f"{run}: its config.yaml names no backbone")
+    return settings
+
+
+def _began(settings: dict) -> Backbone:
+    """The backbone a run was trained with."""
+    options = settings["backbone"].items()
+    return backbone(**{name: tuple(v) if isinstance(v, list) else v for name, v in options})
+
+
+def _base(choice: Backbone) -> Backbone:
+    """`choice`, or where it names a run that of the network which the run began with."""
+    if not _is_run(choice.name):
+        return choice
+    began = _base(_began(_settings(choice.name)))
+    shared = {f.name: getattr(choice, f.name) for f in fields(Backbone)}
+    shared |= {"name": began.name, "revision": began.revision}
+    return replace(began, **shared)
 
 
 def _family(name: str) -> str:
     """The family a name stands for. Raises InputError for a name, folder or id nobody knows."""
     if name in ZOO:
         return ZOO[name].family
+    if _is_run(name):
+        return _family(_settings(name)["backbone"]["name"])
     if Path(name).is_dir():
-        return _model_type(name)
+        return _family_of(name)
     if entry := find(name):
         return entry.family
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"no folder '{name}'; expected one with config.json and weights")
     if "/" in name:
-        return _hub_model_type(name)
+        return _hub_family(name)
     raise InputError(
-        f"no backbone '{name}'.{nearest(name, ZOO)} Known: {', '.join(ZOO)}; or a folder, "
-        "or a hub id such as genbio-ai/AIDO.DNA-300M."
+        f"no backbone '{name}'.{nearest(name, ZOO)} `mgen list backbones` prints the names; or a "
+        "folder, or a hub id such as genbio-ai/AIDO.DNA-300M."
     )
 
 
-def _model_type(source: str) -> str:
+def _family_of(source: str) -> str:
+    """The family of a checkpoint by its config.json; transformers' own where it is none of ours."""
     from mgen.io.weights import read_config
 
-    kind = read_config(source).get("model_type")
-    if kind not in FAMILIES:
-        raise InputError(
-            f"{source}/config.json: model_type {kind!r} is not supported; "
-            f"expected {' or '.join(FAMILIES)}"
-        )
-    return kind
+    config = read_config(source)
+    kind = config.get("model_type")
+    if kind == "esm" and config.get("position_embedding_type") == "rotary":
+        return kind
+    return kind if kind in FAMILIES else "huggingface"
 
 
-_hub_model_type = functools.cache(_model_type)
+_hub_family = functools.cache(_family_of)
 
 BACKBONES = Registry(Backbone, "backbone", _family)
 backbone = BACKBONES.choose
@@ -231,6 +260,18 @@ def _rnabert(*, dropout: float = 0.0) -> tuple:
     return RNABertBackbone, {"dropout": dropout}
 
 
+@BACKBONES.register("fm4bio")
+def _fm4bio(*, dropout: float = 0.0) -> tuple:
+    """Protein encoder (AIDO.Protein, AIDO.Protein-RAG, AIDO.Protein2StructureToken).
+
+    Args:
+        dropout: share of hidden units and attention probabilities dropped in training
+    """
+    from mgen.backbones.fm4bio import FM4BioBackbone
+
+    return FM4BioBackbone, {"dropout": dropout}
+
+
 @BACKBONES.register("esm")
 def _esm(*, dropout: float = 0.0) -> tuple:
     """Protein encoder (ESM-2).
@@ -241,6 +282,19 @@ def _esm(*, dropout: float = 0.0) -> tuple:
     from mgen.backbones.esm import ESMBackbone
 
     return ESMBackbone, {"dropout": dropout}
+
+
+@BACKBONES.register("huggingface")
+def _huggingface(*, spaced: bool = False, remote_code: bool = False) -> tuple:
+    """A model that transformers knows.
+
+    Args:
+        spaced: residues are separated by spaces, and U, Z, O, B read as X, before tokenising
+        remote_code: run the Python files that the checkpoint brings along; they are printed first
+    """
+    from mgen.backbones.huggingface import HuggingFaceBackbone
+
+    return HuggingFaceBackbone, {"spaced": spaced, "remote_code": remote_code}
 
 
 @BACKBONES.register("onehot")

@@ -3,18 +3,26 @@
 Shapes: B sequences, L tokens, D width, V vocabulary, N sequences of `embed`.
 """
 
-import hashlib
 import itertools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mgen import checkpoint
+from mgen.backbones import windows
+from mgen.backbones.lora import merge
+from mgen.backbones.memory import cast, empty
 from mgen.backbones.tokenizer import Tokenizer
+from mgen.backbones.zoo import find
 from mgen.config import InputError
+from mgen.io.weights import Stored, fetch, list_weights, load_state
 
 Pool = Literal["mean", "cls", "max", "none"]
+HEAD = "classifier."  # where published checkpoints keep the head of a classification task
 
 
 class SequenceBackbone(nn.Module):
@@ -27,14 +35,64 @@ class SequenceBackbone(nn.Module):
     """
 
     modality_by_default: ClassVar[str]  # of a checkpoint that has no name in the zoo
-    blocks: ClassVar[tuple[type[nn.Module], ...]] = ()  # classes to shard, checkpoint, unfreeze by
-    lora_targets: ClassVar[tuple[str, ...]] = ()
+    blocks: tuple[type[nn.Module], ...] = ()  # classes to shard, checkpoint, unfreeze by
+    lora_targets: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, config: Any) -> None:
         super().__init__()
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.width, self.context = config.hidden_size, config.max_position_embeddings
         self.num_layers = config.num_hidden_layers
+        self.config_json: dict[str, Any] = {}
+        self.head_tensors: dict[str, Stored] = {}  # a classification head the checkpoint has
+        self.is_split = False  # over several devices
+
+    @classmethod
+    def make_tokenizer(cls, choice, config_json: dict, **options) -> Tokenizer:
+        """The tokenizer of `choice`: that of the family, or of the folder's own vocab.txt."""
+        config, entry = cls.read(config_json), find(choice.name)
+        modality = entry.modality if entry else cls.modality_by_default
+        vocabulary, style = cls.alphabet(modality)
+        if choice.folder and (own := choice.folder / "vocab.txt").is_file():
+            vocabulary = own.read_text(encoding="utf-8").split()
+            if len(vocabulary) > config.vocab_size:
+                raise InputError(
+                    f"{own}: {len(vocabulary)} tokens, but the embedding table of config.json has "
+                    f"vocab_size {config.vocab_size} rows; they do not belong together"
+                )
+        return Tokenizer(
+            vocabulary[: config.vocab_size],  # tokens past the embedding table cannot be used
+            style,
+            modality=modality,
+            max_length=choice.max_length or config.max_position_embeddings,
+            truncate=choice.truncate,
+            unknown=choice.unknown,
+            as_written=choice.as_written,
+        )
+
+    @classmethod
+    def load(cls, choice, config_json: dict, tokenizer: Tokenizer, **options) -> "SequenceBackbone":
+        """The network with its weights, or random ones drawn from torch's current state.
+
+        It is made without memory, then filled one tensor at a time.
+        """
+        config, tensors, head = cls.read(config_json), {}, {}
+        if not choice.is_random:
+            tensors = list_weights(fetch(choice.source, choice.at))
+            head = {k.removeprefix(HEAD): tensors.pop(k) for k in [*tensors] if k.startswith(HEAD)}
+            tensors = cls.rename(tensors, config)
+        with torch.device("meta"):
+            network = cls(config, tokenizer, set(tensors), **options)
+        network.config_json, network.head_tensors = config_json, head
+        if choice.is_random:
+            empty(network, choice.device_map)
+            network.model.initialise()
+            cast(network, choice.dtype)
+        else:
+            cast(network, choice.dtype)
+            empty(network, choice.device_map)
+            load_state(network.model, tensors, choice.name)
+        return network
 
     @property
     def encoder(self) -> nn.Module:
@@ -45,6 +103,19 @@ class SequenceBackbone(nn.Module):
     def heads(self) -> list[nn.Module]:
         """Published heads; their parameters train only if a task says so."""
         return []
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Those that `decoder` alone has. Raises InputError where there is no such head."""
+        hidden = torch.zeros(1, 1, self.width, device=self.device)
+        own = [p for head in self.heads for p in head.parameters()]
+        with torch.enable_grad():
+            for parameter in own:
+                parameter.requires_grad_(True)
+            logits = self.decoder(hidden).sum()
+            used = torch.autograd.grad(logits, own, allow_unused=True) if own else ()
+        for parameter in own:
+            parameter.requires_grad_(False)
+        return [p for p, gradient in zip(own, used, strict=True) if gradient is not None]
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -63,13 +134,29 @@ class SequenceBackbone(nn.Module):
         return self.tokenizer.tokenize(sequences, **options)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.encoder(batch["input_ids"], batch["attention_mask"]).float()
+        return self._states(lambda part: [self.encode(part)], batch)[0].float()
 
     def hidden_states(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """Embeddings, the states after each layer but the last, and what `forward` gives."""
-        states: list[Tensor] = []
-        self.encoder(batch["input_ids"], batch["attention_mask"], states)
-        return [state.float() for state in states]
+
+        def collect(part: dict[str, Tensor]) -> list[Tensor]:
+            states: list[Tensor] = []
+            self.encode(part, states)
+            return states
+
+        return [state.float() for state in self._states(collect, batch)]
+
+    def encode(self, batch: dict[str, Tensor], collect: list | None = None) -> Tensor:
+        """The encoder's last state (B, L, D); `collect` receives those of `hidden_states`."""
+        return self.encoder(batch["input_ids"], batch["attention_mask"], collect)
+
+    def _states(self, states, batch: dict[str, Tensor]) -> list[Tensor]:
+        """`states(batch)`, in windows where the rows are longer than the limit in force."""
+        limit = self.tokenizer.max_length
+        is_long = 0 < limit < batch["input_ids"].shape[1]
+        if is_long and self.tokenizer.truncate == "window":
+            return windows.stitched(states, batch, limit, self.tokenizer.pad_token_id)
+        return states(batch)
 
     def decoder(self, hidden: Tensor) -> Tensor:
         """Logits (B, L, V) of the language-model head. Raises InputError where there is none."""
@@ -79,14 +166,26 @@ class SequenceBackbone(nn.Module):
         )
 
     def fingerprint(self) -> str:
-        """sha256 over names, shapes, dtypes and bytes of the base weights, LoRA left out."""
-        digest = hashlib.sha256()
+        """`checkpoint.digest` of the base weights, LoRA left out."""
         named = {k.replace(".base_layer.", "."): v for k, v in self.model.state_dict().items()}
-        for name in sorted(name for name in named if ".lora_" not in name):
-            tensor = named[name].detach().cpu().contiguous()
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return checkpoint.digest((k, v) for k, v in named.items() if ".lora_" not in k)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json, weights under their published names and the tokenizer.
+
+        LoRA matrices are merged into the weights for good. Large models are written in shards.
+        """
+        from huggingface_hub import save_torch_state_dict
+
+        merge(self)
+        save_torch_state_dict(self.model.state_dict(), folder)
+        text = json.dumps(self.config_json, indent=2, sort_keys=True)
+        (folder / "config.json").write_text(text + "\n")
+        self.tokenizer.save(folder)
+
+    def _apply(self, fn, recurse: bool = True):
+        # Moving what was spread over devices to one of them would undo it.
+        return self if self.is_split else super()._apply(fn, recurse)
 
     def embed(
         self,
@@ -130,17 +229,18 @@ class SequenceBackbone(nn.Module):
             return [result.clone() for result in results]
         return torch.stack(results) if results else torch.empty(0, self.width)
 
-    def _batches(self, sequences: list[str], batch_tokens: int) -> list[list[int]]:
+    def _batches(self, sequences: list, batch_tokens: int) -> list[list[int]]:
         """Rows sorted by length and cut where the padded batch would exceed the budget."""
-        extra = self.tokenizer.num_special
+        if self.tokenizer.per_letter:
+            lengths = [len(sequence) + self.tokenizer.num_special for sequence in sequences]
+        else:
+            lengths = self.tokenizer.lengths(sequences)
         batches: list[list[int]] = []
-        for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True):
-            if batches:
-                longest = len(sequences[batches[-1][0]]) + extra
-                if (len(batches[-1]) + 1) * longest <= batch_tokens:
-                    batches[-1].append(i)
-                    continue
-            batches.append([i])
+        for i in sorted(range(len(sequences)), key=lambda i: lengths[i], reverse=True):
+            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
         return batches
 
     def _refuse_empty(self, rows: list[int], keep: Tensor) -> None:

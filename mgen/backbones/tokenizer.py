@@ -7,9 +7,11 @@ are reproduced exactly instead: no case folding, no U to T, one unknown token pe
 characters. Shapes: B sequences, L tokens of the longest one.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,10 +64,14 @@ class Tokenizer:
         style: the special tokens.
         modality: "dna", "rna" or "protein"; nucleotides are read in the alphabet with T.
         max_length: most tokens of a sequence, special tokens included; 0 is no limit.
-        truncate: what to do with a longer one: "error", or cut at its "right" or "left" end.
+        truncate: what to do with a longer one: "error", cut at its "right" or "left" end, or leave
+            it whole for a backbone that reads it in windows: "window".
         unknown: what to do with a letter outside the alphabet: "error", or an unknown "token".
         as_written: tokenise exactly as the published tokenizers do.
     """
+
+    per_letter = True  # a row has as many tokens as letters, and `num_special` besides
+    has_context = False  # rows bring tokens along that are none of the sequence's own
 
     def __init__(
         self,
@@ -78,11 +84,10 @@ class Tokenizer:
         unknown: str = "error",
         as_written: bool = False,
     ) -> None:
-        if truncate not in ("error", "right", "left") or unknown not in ("error", "token"):
-            raise InputError(
-                f"truncate {truncate!r}, unknown {unknown!r}: expected error, right or left, and "
-                "error or token"
-            )
+        if truncate not in ("error", "right", "left", "window"):
+            raise InputError(f"truncate {truncate!r}: expected error, right, left or window")
+        if unknown not in ("error", "token"):
+            raise InputError(f"unknown {unknown!r}: expected error or token")
         self.vocabulary = {token: i for i, token in enumerate(vocabulary)}
         self.tokens, self.style, self.modality = tuple(vocabulary), style, modality
         parts = (style.pad, style.mask, style.unknown, style.start, style.end, style.separator)
@@ -149,7 +154,7 @@ class Tokenizer:
         head = [self.vocabulary[start]] if start and add_special_tokens else []
         tail = [self.vocabulary[end]] if end and add_special_tokens else []
         limit = self.max_length if max_length is None else max_length
-        if limit:
+        if limit and self.truncate != "window":
             rows = [self._cut(row, limit - len(head) - len(tail), limit) for row in rows]
         lengths = [len(head) + len(row) + len(tail) for row in rows]
         ids = np.full((len(rows), max(lengths, default=0)), self.pad_token_id, dtype=np.int64)
@@ -162,6 +167,17 @@ class Tokenizer:
         arrays = {"input_ids": ids, "attention_mask": mask, "special_tokens_mask": special}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
+    def save(self, folder: Path) -> None:
+        """Write vocab.txt and, for ESM, what transformers' AutoTokenizer needs besides."""
+        (folder / "vocab.txt").write_text("\n".join(self.tokens) + "\n", encoding="utf-8")
+        if self.style == ESM:
+            names = {"unk": "unknown", "cls": "start", "eos": "end", "pad": "pad", "mask": "mask"}
+            facts: dict[str, object] = {
+                f"{theirs}_token": getattr(self.style, ours) for theirs, ours in names.items()
+            }
+            facts |= {"tokenizer_class": "EsmTokenizer", "model_max_length": self.max_length}
+            (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=2) + "\n")
+
     def decode(self, ids: Tensor | Sequence) -> str | list[str]:
         """Tokens joined by single spaces, special ones kept; (L,) gives text, (B, L) a list."""
         ids = torch.as_tensor(ids)
@@ -172,6 +188,10 @@ class Tokenizer:
         return text.replace(" .", ".") if self.as_written else text
 
     def _text(self, sequence: object) -> str:
+        if isinstance(sequence, dict):  # as models with alignments take them
+            if any(sequence.get(key) is not None for key in ("msa", "structure")):
+                raise InputError("this model reads sequences only; leave out 'msa' and 'structure'")
+            sequence = sequence.get("sequence")
         if not isinstance(sequence, str):
             raise InputError(f"a sequence is text; found {sequence!r} ({type(sequence).__name__})")
         return sequence

@@ -1,13 +1,16 @@
 """Read published checkpoints: config.json and weights, from a folder or the Hugging Face hub.
 
 Weights may be model.safetensors, pytorch_model.bin, or either one in shards listed by an index.
+They are listed first and read one tensor at a time, so that a model never lies in memory twice.
 Pickles are opened with `weights_only`, so that no code in them runs; an index can only name files
 that lie beside it. Whatever cannot be read, and every key that does not fit, is an InputError.
 """
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,30 +60,63 @@ def weight_file(folder: Path) -> Path:
     raise InputError(f"{folder}: no weights; expected one of {', '.join(SAFETENSORS + PICKLES)}")
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint folder, on CPU, as stored."""
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a safetensors file that is not in memory before `read`."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        from safetensors import safe_open
+
+        # Opened anew each time: pages of a file that stays open would count as memory of ours.
+        with safe_open(self.file, "pt") as stored:
+            return stored.get_tensor(self.key)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that is at hand: of a pickle, where it is mapped from the file, or made here."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def read(self) -> Tensor:
+        return self.tensor
+
+
+Tensors = dict[str, Stored | Held]
+
+
+def list_weights(folder: Path) -> Tensors:
+    """All tensors of a checkpoint folder, by their stored names."""
     path = weight_file(folder)
     if path.suffix != ".json":
-        return _read_tensors(path)
+        return _list_tensors(path)
     index = _json(path)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
         raise InputError(f"{path}: expected a 'weight_map' of tensor names to file names")
-    tensors: dict[str, Tensor] = {}
+    tensors: Tensors = {}
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard or "\\" in shard or shard in ("", ".", ".."):
             raise InputError(f"{path}: shard '{shard}' is not a plain file name beside the index")
         if not (folder / shard).is_file():
             raise InputError(f"{folder}: shard {shard} is missing; {path.name} lists it")
-        tensors |= _read_tensors(folder / shard)
+        tensors |= _list_tensors(folder / shard)
     if missing := sorted(set(shards) - set(tensors)):
         raise InputError(f"{folder}: the shards lack tensors that {path.name} lists: {missing}")
     return tensors
 
 
 def published_keys(
-    tensors: dict[str, Tensor], prefix: str, heads: Iterable[str], tied: dict[str, str]
-) -> dict[str, Tensor]:
+    tensors: Tensors, prefix: str, heads: Iterable[str], tied: dict[str, str]
+) -> Tensors:
     """Bring a checkpoint to the names of its masked-LM form.
 
     An encoder saved alone gets `prefix`; norms saved as gamma and beta (as by transformers) get
@@ -102,27 +138,33 @@ def published_keys(
     }
     named = {k: v for k, v in named.items() if not k.startswith(prefix + "pooler.")}
     for copy, original in tied.items():
-        if copy in named and original in named and not torch.equal(named[copy], named[original]):
+        both = copy in named and original in named
+        if both and not torch.equal(named[copy].read(), named[original].read()):
             raise InputError(f"{copy} differs from {original}: untied weights are not supported")
         if copy in named:
             named.setdefault(original, named.pop(copy))
     return named
 
 
-def load_state(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy `tensors` into `module`, cast to its dtype. Raises InputError listing every misfit."""
+def load_state(module: nn.Module, tensors: Tensors, source: str) -> None:
+    """Copy `tensors` into `module`, cast to its dtype, one at a time.
+
+    Raises InputError listing every misfit before anything is copied.
+    """
     expected = module.state_dict()
     problems = [f"missing: {key}" for key in expected if key not in tensors]
     problems += [f"unexpected: {key}" for key in tensors if key not in expected]
     problems += [
         f"shape: {key} is {tuple(tensors[key].shape)}, config.json says {tuple(tensor.shape)}"
         for key, tensor in expected.items()
-        if key in tensors and tensors[key].shape != tensor.shape
+        if key in tensors and tuple(tensors[key].shape) != tuple(tensor.shape)
     ]
     if problems:
         lines = "\n  ".join(problems)
         raise InputError(f"{source}: {len(problems)} tensors do not fit config.json:\n  {lines}")
-    module.load_state_dict(tensors, strict=True)
+    with torch.no_grad():
+        for key, tensor in expected.items():
+            tensor.copy_(tensors[key].read())
 
 
 def _json(path: Path) -> object:
@@ -132,18 +174,21 @@ def _json(path: Path) -> object:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _list_tensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError, safe_open
 
     advice = "The file is damaged or cut short; copy or download it again."
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            with safe_open(path, "pt") as stored:
+                shapes = {key: stored.get_slice(key).get_shape() for key in stored.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: cannot be read: {error}. {advice}") from None
+        return {key: Stored(path, key, tuple(shape)) for key, shape in shapes.items()}
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        # Files of torch before 1.6 are no archives, which alone can be mapped.
+        mapped = zipfile.is_zipfile(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
@@ -153,7 +198,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: cannot be read: {error}. {advice}") from None
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise InputError(f"{path}: expected a dict of names to tensors")
-    return tensors
+    return {key: Held(tensor) for key, tensor in tensors.items()}
 
 
 def _download(repository: str, revision: str, patterns: list[str]) -> str:

@@ -20,6 +20,9 @@ from statistics import median
 
 import numpy as np
 
+from tests.benchmarks.loading import loading
+from tests.benchmarks.moe import moe
+
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "sequence_regression.py")
 DEBUG = "aido_dna_debug"
@@ -36,6 +39,8 @@ def main() -> None:
             "training": training(table),
             "embedding": embedding(table),
             "memory": memory(Path(folder)),
+            "loading": loading(Path(folder) / "checkpoint"),
+            "moe": moe(),
         }
     report["held"] = {
         "list_cpu_s <= 0.5": report["start"]["list_cpu_s"] <= 0.5,
@@ -43,6 +48,8 @@ def main() -> None:
         "first_step_over_imports <= 2": report["start"]["first_step_over_imports"] <= 2,
         "padding_efficiency >= 0.95": report["training"]["padding_efficiency"] >= 0.95,
         "fit_over_plain_loop <= 1.05": report["training"]["fit_over_plain_loop"] <= 1.05,
+        "loading <= 1.2 x model + 200 MB": all(r["within"] for r in report["loading"].values()),
+        "moe_sparse_over_dense <= 0.5": report["moe"]["sparse_over_dense"] <= 0.5,
         "memory_tenfold_rows within 5 %": abs(report["memory"]["tenfold_over_onefold"] - 1) <= 0.05,
     }
     print(json.dumps(report, indent=2))

@@ -1,0 +1,40 @@
+"""The backbone that a run has trained, to start another task from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mgen import checkpoint
+from mgen.backbones.lora import merge
+from mgen.config import InputError
+
+if TYPE_CHECKING:
+    from mgen.backbones import Backbone
+    from mgen.backbones.sequence import SequenceBackbone
+
+
+def trained_backbone(run: str, choice: Backbone, seed: int) -> SequenceBackbone:
+    """`choice` with the weights of the run's best checkpoint, LoRA matrices merged.
+
+    `seed` is the run's: random weights it began with are drawn again. Raises InputError if the
+    checkpoint is missing, damaged or was trained on other weights than those loaded now.
+    """
+    path = Path(run) / "checkpoints" / "best"
+    if not path.is_dir():
+        raise InputError(f"--backbone {run}: this run has no checkpoint yet")
+    tensors, saved = checkpoint.load(path)
+    task = nn.Module()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        task.backbone = choice.build()
+    ours = {  # optimiser and random states are of no use here, nor is the head of that task
+        group: {key: value for key, value in tensors.get(group, {}).items() if ".model." in key}
+        for group in ("model", "adapter_model")
+    }
+    checkpoint.restore(task, ours, saved, checkpoint.fingerprint(task), path)
+    merge(task.backbone)
+    return task.backbone.requires_grad_(True)
