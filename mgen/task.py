@@ -7,7 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+
+from mgen.adapters.published import LMHead
+from mgen.config import InputError
+from mgen.io.weights import load_state
 
 
 class Task(nn.Module):
@@ -37,7 +42,7 @@ class Task(nn.Module):
     def train(self, mode: bool = True) -> Task:
         """Training mode, except for a backbone of which nothing trains: no dropout there."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+        if not any(parameter.requires_grad for parameter in self.backbone.encoder.parameters()):
             self.backbone.eval()
         return self
 
@@ -69,9 +74,34 @@ class Task(nn.Module):
         notes += self.learn(rows, splits if labelled else ()) or []
         if "train" in splits:
             self.facts["tokens"] = int(self.lengths[rows.splits["train"]].max())
+        if self.per_position and self.tokenizer.has_context:
+            raise InputError(
+                "one weight per position is not for models that read alignments, whose rows have "
+                "no fixed number of tokens. Set a pooling --adapter such as mean_pool_mlp"
+            )
         if self.per_position:
             check.one_length(rows, self.lengths, held, self.facts["tokens"])
         return notes
+
+    def make_head(self, outputs: int) -> nn.Module:
+        """The adapter of the settings for this backbone.
+
+        Raises InputError if it shall have the checkpoint's weights and those do not fit.
+        """
+        choice, backbone = self.cfg.adapter, self.backbone
+        head = choice.build(backbone.width, outputs, self.length)
+        if isinstance(head, LMHead):
+            head.decode = backbone.decoder
+            for parameter in backbone.decoder_parameters():
+                parameter.requires_grad_(True)
+        elif choice.pretrained and torch.get_default_device().type != "meta":
+            if not backbone.head_tensors:
+                raise InputError(
+                    f"--adapter.pretrained: {self.cfg.backbone.name} has no `classifier.` weights; "
+                    "drop it, or use --adapter lm_head for the language-model head"
+                )
+            load_state(head, backbone.head_tensors, f"{self.cfg.backbone.name}, classifier")
+        return head
 
     @property
     def length(self) -> int:

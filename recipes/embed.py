@@ -44,7 +44,7 @@ class Embed(Task):
             raise InputError(f"--layer {self.cfg.layer}: the layers are 0 to {layers}, or -1")
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
-        return self.backbone.tokenize([row[self.cfg.data.x_col] for row in rows])
+        return self.backbone.tokenize(self.cfg.data.inputs(rows))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:  # (B, L, D)
         if self.cfg.layer in (-1, self.backbone.num_layers):

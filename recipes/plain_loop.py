@@ -58,7 +58,7 @@ def steps(cfg: Config) -> Iterator[tuple[nn.ModuleDict, float]]:
     torch.manual_seed(train.seed)  # dropout
     for step, numbers in enumerate(order):
         chosen = rows.take(numbers)
-        batch = tokenizer.tokenize([row[data.x_col] for row in chosen])
+        batch = tokenizer.tokenize(data.inputs(chosen))
         labels = (data.labels(chosen) - mean) / std
         predicted = head(network(batch), batch["attention_mask"])
         loss = ((predicted - labels) ** 2).sum() / labels.numel()

@@ -58,7 +58,7 @@ class RidgeRegression(Task):
         self.head = nn.Linear(width, len(self.cfg.data.y_cols))
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
-        batch = self.backbone.tokenize([row[self.cfg.data.x_col] for row in rows])
+        batch = self.backbone.tokenize(self.cfg.data.inputs(rows))
         labels = self.cfg.data.labels(rows)
         return batch if labels is None else {**batch, "labels": labels}
 

@@ -50,10 +50,10 @@ class SequenceClassification(Task):
 
     def build(self) -> None:
         outputs = len(self.facts["classes"])
-        self.head = self.cfg.adapter.build(self.backbone.width, outputs, self.length)
+        self.head = self.make_head(outputs)
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
-        batch = self.backbone.tokenize([row[self.cfg.data.x_col] for row in rows])
+        batch = self.backbone.tokenize(self.cfg.data.inputs(rows))
         labels = targets(rows, self.cfg.data.y_cols, self.facts["classes"], self.cfg.multilabel)
         return batch if labels is None else {**batch, "labels": labels}  # (B,) or (B, K)
 

@@ -45,10 +45,10 @@ class SequenceRegression(Task):
 
     def build(self) -> None:
         outputs = len(self.cfg.data.y_cols)
-        self.head = self.cfg.adapter.build(self.backbone.width, outputs, self.length)
+        self.head = self.make_head(outputs)
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
-        batch = self.backbone.tokenize([row[self.cfg.data.x_col] for row in rows])
+        batch = self.backbone.tokenize(self.cfg.data.inputs(rows))
         labels = self.cfg.data.labels(rows)  # (B, K), None when unlabelled rows are predicted
         return batch if labels is None else {**batch, "labels": labels}
 

@@ -19,9 +19,11 @@ PUBLISHED = {  # fixture: ours
     "MLPPoolAdapter": "mean_pool_mlp",
     "MLPPoolAdapter_cls": "cls_mlp",
 }
-PER_TOKEN = ("linear", "mlp")
+PER_TOKEN = ("linear", "mlp", "token_ffn", "token_conv")
+PER_PAIR = ("pair_ffn",)
 FLATTENING = ("flatten_linear", "flatten_mlp")
-POOLING = sorted(set(ADAPTERS.constructors) - {*PER_TOKEN, *FLATTENING})
+OWN = sorted(set(ADAPTERS.constructors) - {"lm_head"})  # that one's weights are the backbone's
+POOLING = sorted(set(OWN) - {*PER_TOKEN, *PER_PAIR, *FLATTENING})
 
 
 def published(fixture):
@@ -108,13 +110,14 @@ def test_all_masked_row_gives_the_bias(name):
     assert outputs.isfinite().all()
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTERS.constructors))
+@pytest.mark.parametrize("name", OWN)
 def test_every_adapter_trains_all_its_weights_at_the_promised_shape(name):
     torch.manual_seed(0)
     module = adapter(name).build(6, 3, length=4)
     mask = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]])
     outputs = module(torch.randn(2, 5, 6), mask)
-    assert outputs.shape == ((2, 5, 3) if name in PER_TOKEN else (2, 3))
+    tokens = (5,) if name in PER_TOKEN else (5, 5) if name in PER_PAIR else ()
+    assert outputs.shape == (2, *tokens, 3)
     outputs.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
 

@@ -15,7 +15,13 @@ from mgen.config import Choice, InputError, Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Choice):
-    """An adapter by name, with its options."""
+    """An adapter by name, with its options.
+
+    Args:
+        pretrained: take the weights of the head in the backbone's checkpoint
+    """
+
+    pretrained: bool = False
 
     def build(self, width: int, outputs: int, length: int = 0) -> nn.Module:
         """Build the module.
@@ -39,9 +45,9 @@ class Adapter(Choice):
         `has_start`: rows begin with a special token, which adapters on the first position need.
         """
         facts = ADAPTERS.facts[self.name]
-        if "per token" in facts:
+        if facts & {"per token", "per pair"}:
             raise InputError(
-                f"--adapter {self.name} acts on each token alone, but this task has one output per "
+                f"--adapter {self.name} has outputs for each token, but this task has one per "
                 "row. Set a pooling one such as mean_pool_linear or mean_pool_mlp"
             )
         if "reads start" in facts and not has_start:
@@ -57,4 +63,4 @@ ADAPTERS = Registry(Adapter, "adapter")
 adapter = ADAPTERS.choose
 
 # Importing a module registers its adapters, so it must follow the registry.
-from mgen.adapters import conv, mlp, pooling  # noqa: E402, F401
+from mgen.adapters import conv, mlp, pooling, published  # noqa: E402, F401

@@ -83,7 +83,7 @@ class PooledLinear(nn.Module):
         self.linear = nn.Linear(width, outputs, bias=bias)
 
     def __init_subclass__(cls) -> None:
-        _share_option_help(cls, PooledLinear)
+        share_option_help(cls, PooledLinear)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.linear(self.pool(hidden, mask).to(self.linear.weight.dtype))
@@ -125,13 +125,13 @@ class PooledMLP(nn.Module):
         )
 
     def __init_subclass__(cls) -> None:
-        _share_option_help(cls, PooledMLP)
+        share_option_help(cls, PooledMLP)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.mlp(self.pool(hidden, mask))
 
 
-def _share_option_help(cls: type, source: type) -> None:
+def share_option_help(cls: type, source: type) -> None:
     """Append the "Args:" lines of `source`: help is read off the docstring of the named class."""
     doc, args = inspect.getdoc(cls), inspect.getdoc(source).partition("Args:\n")[2]
     own = "" if "Args:\n" in doc else "\n\nArgs:"
