@@ -25,6 +25,7 @@ from mgen.data.batches import Batch, loader, plan
 from mgen.infer import batch_seed, infer, nothing, summed, to_device
 from mgen.report import console, number, progress, warn
 from mgen.task import Task
+from mgen.tuning import Tuning, check_rates, join, lr_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,10 @@ class Train:
     accumulate: int = 1  # batches per optimiser step
     lr: float = 1e-4  # learning rate of AdamW
     weight_decay: float = 0.01  # of AdamW
+    backbone_lr: float = 0.0  # learning rate of the backbone; 0: as lr
+    backbone_weight_decay: float = -1.0  # of the backbone; -1: as weight_decay
+    layer_decay: float = 1.0  # each block's share of the next one's rate (arXiv:2003.10555)
+    unfreeze: str = ""  # YAML file: epochs and the modules that train from then on
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     clip: float = 1.0  # largest 2-norm of the gradient; 0: no clipping
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # of the learning rate
@@ -55,11 +60,13 @@ class Train:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("batch_size", "accumulate", "keep", "log_every"), 1)
+        least["backbone_weight_decay"] = -1
         for name, value in vars(self).items():
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, int | float) and not least.get(name, 0) <= item < math.inf:
                     flag = f"--train.{name.replace('_', '-')}"
                     raise InputError(f"{flag} {item}: expected at least {least.get(name, 0)}")
+        check_rates(self)
 
 
 @dataclass
@@ -80,6 +87,10 @@ class State:
 
 class NotFinite(RuntimeError):
     """Loss or gradient is not finite: the run stopped before the optimiser step."""
+
+
+class NoGradient(NotFinite):
+    """A LoRA matrix does not learn: the run stopped before the optimiser step."""
 
 
 class Interrupted(RuntimeError):
@@ -111,21 +122,6 @@ class Signals:
             raise Interrupted(self.number)
 
 
-def lr_factor(step: int, total: int, train: Train) -> float:
-    """Learning rate at optimiser step `step` (from 0) of `total`, as a share of the base rate.
-
-    Linear warm-up from 0 over W steps, then constant, linear to 0 or half a cosine to 0, where the
-    published schedules' cosine would rise again past the end this one stays at 0.
-    """
-    warmup = train.warmup_steps or math.floor(train.warmup_ratio * total)
-    if step < warmup:
-        return step / warmup
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    if train.schedule == "linear":
-        return 1.0 - done
-    return 0.5 * (1.0 + math.cos(math.pi * done)) if train.schedule == "cosine" else 1.0
-
-
 class Fit:
     """One training run in `folder`: `run()` trains from where the state stands to the end."""
 
@@ -137,24 +133,13 @@ class Fit:
         self.accelerator = Accelerator(mixed_precision=train.precision)
         self.world = self.accelerator.num_processes
         self.state, self.saved = State(processes=self.world), (0, -1)
+        self.tuning = Tuning(task, train)
+        self.names = self.tuning.names
         self.fingerprint = checkpoint.fingerprint(task)
-        named = [(n, p) for n, p in task.named_parameters() if p.requires_grad]
-        self.names = {parameter: name for name, parameter in named}
-        # The sizes of batches depend on the shuffle, so the number of steps is counted out.
-        per_step = train.accumulate * self.world
-        self.total = train.max_steps or sum(
-            -(-len(self.plan(epoch)) // per_step) for epoch in range(train.epochs)
-        )
+        self.total = train.max_steps or self.steps_of(train.epochs)
+        self.tuning.begin(folder, self.accelerator, self.steps_of, self.total)
         self.model, self.optimiser = self.task.to(self.accelerator.device), None
-        if self.names:
-            optimiser = torch.optim.AdamW(
-                self.names,
-                lr=train.lr,
-                betas=train.betas,
-                weight_decay=train.weight_decay,
-                fused=self.accelerator.device.type in ("cpu", "cuda"),
-            )
-            self.model, self.optimiser = self.accelerator.prepare(self.model, optimiser)
+        self.unfreeze()
         torch.manual_seed(train.seed + self.accelerator.process_index)  # dropout
 
     # ------------------------------------------------------------- which rows when
@@ -164,6 +149,11 @@ class Fit:
         seed = (train.seed, epoch)
         cut = plan(self.lengths[rows], train.batch_size, train.batch_tokens, seed)
         return [rows[positions] for positions in cut]
+
+    def steps_of(self, epochs: int) -> int:
+        """Steps of the first epochs, counted out: sizes of batches depend on the shuffle."""
+        per_step = self.train.accumulate * self.world
+        return sum(-(-len(self.plan(epoch)) // per_step) for epoch in range(epochs))
 
     def groups(self) -> Iterator[tuple[int, int, list[Batch]]]:
         """(epoch, batches of it used after this step, this process's batches), step by step."""
@@ -224,6 +214,7 @@ class Fit:
                     if state.step >= self.total or state.stopped:
                         break
                     self.check(signals)
+                    self.unfreeze()
                     epoch, index, group = next(groups)
                     row = self.step(group, [next(batches) for _ in group])
                     state.step, state.epoch, state.index = state.step + 1, epoch, index
@@ -234,7 +225,16 @@ class Fit:
                 self.save()
                 console.print(f"{stop}: saved step {state.step}; continue with --resume")
                 raise
+        self.tuning.start(math.inf)  # what the checkpoints hold is what counts as trained
         return state
+
+    def unfreeze(self) -> None:
+        """Let train what does from this epoch on: without a schedule, everything from the first."""
+        groups = self.tuning.start(self.state.epoch, is_new=self.state.index == 0)
+        if groups:
+            joined = join(self.accelerator, self.model, self.optimiser, groups, self.train.betas)
+            self.model, self.optimiser = joined
+            self.task.train()
 
     def step(self, group: list[Batch], batches: list[dict]) -> dict[str, float]:
         """One optimiser step over `batches`; gradients are those of the mean over all that counts.
@@ -261,17 +261,17 @@ class Fit:
             for parameter in self.names:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.world * unit / count)
-        if self.state.step == 0:
-            self.check_gradients()
         norm = accelerator.clip_grad_norm_(self.names, train.clip or math.inf)
         loss = accelerator.reduce(loss) if self.world > 1 else loss
         finite = torch.isfinite(loss) and (accelerator.scaler or torch.isfinite(norm))
         if not (finite and count > 0):
             raise NotFinite(self.where(loss, count, norm, batches))
+        if wrong := self.tuning.watch.look(norm):
+            raise NoGradient(f"step {self.state.step + 1}: {wrong}")
         factor = lr_factor(self.state.step, self.total, train)
-        for parameters in self.optimiser.param_groups:
-            parameters["lr"] = train.lr * factor
+        rates = self.tuning.set_rates(self.optimiser, factor)
         self.optimiser.step()
+        self.tuning.watch.moved |= max(rates.values()) > 0 and not self.optimiser.step_was_skipped
         self.optimiser.zero_grad()
         since = self.state.since_log
         masks = [b["attention_mask"] for b in batches if "attention_mask" in b]
@@ -282,7 +282,7 @@ class Fit:
             "padded_tokens": float(sum(mask.numel() for mask in masks)),
         }.items():
             since[key] = since.get(key, 0.0) + value
-        return {"lr": train.lr * factor, "grad_norm": norm.item()}
+        return {**rates, "grad_norm": norm.item()}
 
     def check(self, signals: Signals) -> None:
         """Raises Interrupted, in all processes at the same step, if a signal came to any."""
@@ -290,12 +290,6 @@ class Fit:
             number_ = torch.tensor([signals.number], device=self.accelerator.device)
             signals.number = int(self.accelerator.gather(number_).max())
         signals.check()
-
-    def check_gradients(self) -> None:
-        """Raises RuntimeError if a LoRA matrix that should train gets no gradient."""
-        idle = [n for p, n in self.names.items() if "lora_" in n and p.grad is None]
-        if idle:
-            raise RuntimeError(f"LoRA matrices without a gradient: {', '.join(idle[:5])}")
 
     def where(self, loss: Tensor, count: Tensor, norm: Tensor, batches: list[dict]) -> str:
         rows = [row for batch in batches for row in batch["row"].tolist()]
@@ -383,7 +377,8 @@ class Fit:
         if self.accelerator.is_main_process:
             if (self.folder / "metrics.jsonl").exists():
                 checkpoint.sync(self.folder / "metrics.jsonl")
-            tensors = checkpoint.split_lora(checkpoint.trained(self.task))
+            with self.tuning.all_that_train():
+                tensors = checkpoint.split_lora(checkpoint.trained(self.task))
             if self.optimiser:
                 tensors["optimizer"] = checkpoint.optimiser_tensors(
                     self.optimiser.optimizer, self.names
@@ -395,6 +390,8 @@ class Fit:
                 "backbone": {"frozen_parameters_sha256": self.fingerprint},
                 "data": {"rows_sha256": self.rows.digest},
             }
+            if self.tuning.schedule:
+                saved["unfreeze"] = self.tuning.schedule
             if self.accelerator.scaler:
                 saved["scaler"] = self.accelerator.scaler.state_dict()
             saved |= checkpoint.lora_config(self.task)
@@ -443,13 +440,16 @@ class Fit:
                 f"{found}: written by {saved['state']['processes']} processes, this run has "
                 f"{self.world}; continue with as many, or the rows of a step would differ"
             )
-        checkpoint.restore(self.task, tensors, saved, self.fingerprint, found)
+        with self.tuning.all_that_train():
+            checkpoint.restore(self.task, tensors, saved, self.fingerprint, found)
         if self.optimiser:
             checkpoint.restore_optimiser(self.optimiser.optimizer, self.names, tensors["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.state = State(**saved["state"])
         self.saved = (self.state.step, self.state.evaluated)
+        if self.state.step:
+            self.tuning.watch.idle = {}
         if is_main:
             steps = {"train": self.state.step, "valid": self.state.evaluated}
             checkpoint.cut_metrics(self.folder / "metrics.jsonl", steps)
