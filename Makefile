@@ -73,7 +73,7 @@ smoke: $(READY) ## every recipe, two steps
 	done; rm -rf "$$out"
 
 bench: $(READY) ## speed and memory, as JSON
-	$(OFFLINE) $(BIN)/python tests/benchmarks
+	$(OFFLINE) $(BIN)/python -m tests.benchmarks
 
 new-recipe: ## start recipes/$(NAME).py from sequence_regression: make new-recipe NAME=my_task
 	@echo '$(NAME)' | grep -qE '^[a-z][a-z0-9_]*$$' || \

@@ -1,4 +1,4 @@
-"""Run the commands of README.md and docs/*.md whose output is shown there, and renew that output.
+"""Run the commands on the pages of README.md and docs/ whose output is shown there; renew it.
 
     python docs/refresh.py [PAGE ...]
 
@@ -22,10 +22,12 @@ SHOWN = re.compile(
     re.S,
 )
 
+UNFREEZE = "0: [adapter.*]\n1: [backbone.encoder.encoder.layer.1.*]\n2: [backbone.*]\n"
+
 
 def pages() -> list[Path]:
     """README.md and every page of docs/ that is written by hand."""
-    return [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if _by_hand(p))]
+    return [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if _by_hand(p))]
 
 
 def commands(block: str) -> list[str]:
@@ -63,6 +65,7 @@ def write_examples(folder: Path) -> None:
     ]
     _tsv(folder / "peptides.tsv", ["id", "sequence", "class"], peptides)
     _fasta(folder / "sequences.fasta", peptides[300:310])
+    (folder / "unfreeze.yaml").write_text(UNFREEZE)
 
 
 def refresh(page: Path) -> None:

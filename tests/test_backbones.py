@@ -400,6 +400,13 @@ def test_a_config_this_network_cannot_be_is_refused(change, checkpoint):
         load_backbone(str(checkpoint))
 
 
+def test_a_vocabulary_larger_than_the_embedding_table_is_refused(checkpoint):
+    tokens = [*load_backbone("aido_dna_debug").tokenizer.tokens, "R", "Y"]
+    (checkpoint / "vocab.txt").write_text("\n".join(tokens))
+    with pytest.raises(InputError, match="vocab.txt: 18 tokens, .* vocab_size 16 rows"):
+        backbone(str(checkpoint)).tokenizer()
+
+
 def test_more_tokens_than_learned_positions_are_refused(checkpoint):
     path = checkpoint / "config.json"
     change = {"position_embedding_type": "absolute", "max_position_embeddings": 8}
@@ -470,6 +477,12 @@ def test_frozen_with_lora_is_refused_before_weights_are_read():
 def test_a_lora_target_without_a_layer_is_refused_even_beside_one_that_has():
     with pytest.raises(InputError, match="called 'querry'. Did you mean 'query'"):
         load_backbone("aido_dna_debug", lora_rank=4, lora_targets=("value", "querry"))
+
+
+def test_a_wrong_lora_target_is_found_before_weights_are_read(checkpoint):
+    (checkpoint / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="called 'querry'"):
+        load_backbone(str(checkpoint), lora_rank=4, lora_targets=("querry",))
 
 
 def test_lora_on_a_backbone_without_weights_is_refused():

@@ -14,6 +14,7 @@ def tokenizer(**options) -> SimpleNamespace:
     convert = dict(zip("acgtn", "ACGTN", strict=True)) | {"U": "T", "u": "T"}
     vocabulary = {name: i for i, name in enumerate(["[PAD]", "[MASK]", *"ACGTN"])}
     defaults = {"truncate": "error", "unknown": "error", "modality": "dna", "max_length": 10}
+    defaults["per_letter"] = True
     return SimpleNamespace(
         **{"alphabet": "ACGTN", "convert": convert, "vocabulary": vocabulary, "num_special": 2}
         | defaults
@@ -165,6 +166,95 @@ def test_lengths_equal_those_of_the_real_tokenizer(tmp_path):
     rows = opened(tmp_path, texts)
     expected = real.tokenize(texts)["attention_mask"].sum(dim=1).tolist()
     assert check.token_lengths(rows, "sequence", real).tolist() == expected
+
+
+def in_threes(**options) -> SimpleNamespace:
+    """A tokenizer of three letters a token that knows no token for "NNN"."""
+
+    def lengths(sequences):
+        if any("NNN" in sequence for sequence in sequences):
+            raise InputError("no token for NNN")
+        return [2 + -(-len(sequence) // 3) for sequence in sequences]
+
+    return tokenizer(**{"per_letter": False, "lengths": lengths, "max_length": 4} | options)
+
+
+def test_tokens_of_several_letters_are_counted_by_the_tokenizer(tmp_path):
+    rows = opened(tmp_path, ["A" * 3, "A" * 7, "A" * 12])
+    assert check.token_lengths(rows, "sequence", in_threes()).tolist() == [3, 4, 4]
+    assert check.sequences(rows, in_threes(truncate="left")) == [
+        "2 of 3 sequences are longer than 4 tokens, 2 of them special: their left ends are cut, "
+        "3 tokens in all"
+    ]
+    with pytest.raises(InputError, match="row 2 .*longer than 4 tokens.* .2 of 3 rows"):
+        check.sequences(rows, in_threes())
+
+
+def test_what_a_tokenizer_refuses_is_named_with_file_and_row(tmp_path):
+    rows = opened(tmp_path, ["A", "C", "ANNN"], ids=["a", "b", "c"])
+    with pytest.raises(InputError, match=r"t.csv, row 3 .*id 'c', .*: no token for NNN"):
+        check.sequences(rows, in_threes())
+
+
+@pytest.mark.parametrize(
+    ("reading", "lengths"), [(tokenizer, [4, 11, 32]), (in_threes, [3, 5, 12])]
+)
+def test_sequences_read_in_windows_are_counted_and_keep_their_length(reading, lengths, tmp_path):
+    rows = opened(tmp_path, ["A" * 2, "A" * 9, "A" * 30])
+    window = reading(truncate="window", max_length=4)
+    assert check.sequences(rows, window) == [
+        "2 of 3 sequences are longer than 4 tokens and are read in overlapping windows (longest: "
+        f"{lengths[-1]} tokens)"
+    ]
+    assert check.token_lengths(rows, "sequence", window).tolist() == lengths
+
+
+def test_k_mers_of_a_vocabulary_are_letters_of_the_text(tmp_path):
+    k_mers = in_threes(vocabulary={"<cls>": 0, "ACG": 1, "A": 2, "\u0120A": 3}, max_length=0)
+    rows = opened(tmp_path, ["ACGACG", "<cls>ACG"])
+    assert check.sequences(rows, k_mers) == []
+    with pytest.raises(InputError, match="'<' is not a letter"):
+        check.sequences(opened(tmp_path, ["ACG<"]), k_mers)
+
+
+def aligned(**options) -> SimpleNamespace:
+    """A tokenizer whose rows are dictionaries with an alignment."""
+
+    def lengths(given):
+        if any(len(row["msa"][0]) != len(row["sequence"]) for row in given):
+            raise InputError("the alignment has other columns")
+        return [sum(map(len, [row["sequence"], *row["msa"]])) + 2 for row in given]
+
+    def overflow(given):
+        return [max(0, length - 10) for length in lengths(given)]
+
+    return tokenizer(per_letter=False, lengths=lengths, overflow=overflow, **options)
+
+
+def with_alignments(folder, *pairs):
+    lines = (f'{{"sequence": "{query}", "msa": ["{row}"]}}\n' for query, row in pairs)
+    (folder / "t.jsonl").write_text("".join(lines))
+    return Table(path=str(folder / "t.jsonl"), msa_col="msa").open(split=False)
+
+
+def test_alignment_tokens_that_do_not_fit_are_counted_aloud(tmp_path):
+    rows = with_alignments(tmp_path, ("ACG", "A-G"), ("ACGTA", "ACG--"), ("ACGTAC", "ACGTAC"))
+    assert check.sequences(rows, aligned()) == [
+        "2 of 3 alignments do not fit into 10 tokens with their sequence: 6 tokens of their last "
+        "rows are left out"
+    ]
+    assert check.token_lengths(rows, "sequence", aligned()).tolist() == [8, 10, 10]
+
+
+def test_a_bad_alignment_is_named_with_file_and_row(tmp_path):
+    rows = with_alignments(tmp_path, ("ACG", "A-G"), ("ACGT", "ACG"))
+    with pytest.raises(InputError, match="t.jsonl, row 2 .*: the alignment has other columns"):
+        check.sequences(rows, aligned())
+
+
+def test_an_alignment_for_a_model_that_reads_none_is_refused(tmp_path):
+    with pytest.raises(InputError, match="this model reads sequences alone"):
+        check.sequences(with_alignments(tmp_path, ("ACG", "A-G")), tokenizer())
 
 
 # --------------------------------------------------------------------------- identity

@@ -105,6 +105,12 @@ class Backbone(Choice):
         from mgen.backbones import lora, memory
 
         self._check()
+        is_shape = torch.get_default_device().type == "meta"
+        if self.quantise and not (is_shape or torch.cuda.is_available()):
+            raise InputError(f"--backbone.quantise {self.quantise} needs a CUDA device; drop it")
+        if self.lora_targets and not (is_shape or self.is_random):
+            with torch.device("meta"):  # a wrong target is found before weights are read
+                replace(self, random_weights=True).build()
         choice = _base(self)
         wrapper, options = BACKBONES.construct(choice)
         config_json = choice._config_json()
@@ -237,7 +243,8 @@ def _family_of(source: str) -> str:
 
     config = read_config(source)
     kind = config.get("model_type")
-    if kind == "esm" and config.get("position_embedding_type") == "rotary":
+    is_plain = config.get("position_embedding_type") == "rotary" and "auto_map" not in config
+    if kind == "esm" and is_plain:
         return kind
     return kind if kind in FAMILIES else "huggingface"
 

@@ -4,7 +4,9 @@ Each looks at every row once, in blocks of a few megabytes, and returns what sho
 or raises an InputError that names the first bad cell and counts all of them. A tokenizer tells how
 letters are read: `alphabet` (letters accepted), `convert` (letter -> letter, applied before),
 `vocabulary`, `max_length` (0: none) and `num_special` in tokens, and the policies `truncate` and
-`unknown`.
+`unknown`. `per_letter`: each letter is one token; where it is not, `lengths` counts the tokens of
+rows as the backbone takes them. Where rows have alignments, `overflow` counts the tokens of them
+that do not fit.
 """
 
 from __future__ import annotations
@@ -38,24 +40,41 @@ class Reads(Protocol):
     truncate: str
     unknown: str
     modality: str
+    per_letter: bool
+
+    def lengths(self, rows: list) -> list[int]: ...
+
+    def overflow(self, rows: list) -> list[int]: ...
 
 
 def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -> list[str]:
     """Sequences are there, of known letters and not too long for the model."""
-    column = rows.table.x_col
+    column, refuses = rows.table.x_col, tokenizer.unknown == "error"
     reading = _Reading(tokenizer)
-    missing, outside, too_long = Problem(), Problem(), Problem()
-    lower, converted, num_letters, lost = 0, 0, 0, 0
-    for numbered, block in rows.chunks([column], indices):
+    missing, outside, too_long, cut_off = Problem(), Problem(), Problem(), Problem()
+    lower, converted, num_letters, lost, longest, dropped = 0, 0, 0, 0, 0, 0
+    for numbered, block in rows.chunks(_columns(rows), indices):
         texts, lengths = reading.read(rows, block.column(column))
+        is_outside = texts.rows_with(reading.is_outside)
         _count(missing, numbered, lengths == 0)
-        over = lengths + tokenizer.num_special - (tokenizer.max_length or NO_LIMIT)
-        _count(too_long, numbered, over > 0)
-        lost += int(over.clip(min=0).sum())
+        _count(outside, numbered, is_outside)
+        num_letters += texts.count(reading.is_outside & reading.starts_letter)
         lower += int(texts.rows_with(reading.is_lower).sum())
         converted += int(texts.rows_with(reading.is_converted).sum())
-        _count(outside, numbered, texts.rows_with(reading.is_outside))
-        num_letters += texts.count(reading.is_outside & reading.starts_letter)
+        tokens = lengths + tokenizer.num_special
+        is_clean = not ((lengths == 0).any() or (refuses and is_outside.any()))
+        if is_clean and (_is_aligned(rows) or not tokenizer.per_letter):
+            counted = _tokens(rows, tokenizer, numbered, block)
+            if _is_aligned(rows):  # letters of the alignment may be cut off, those of rows not
+                over = np.array(tokenizer.overflow(rows.table.inputs(block.to_pylist())))
+                _count(cut_off, numbered, over > 0)
+                dropped += int(over.sum())
+            else:
+                tokens = counted
+        over = tokens - (tokenizer.max_length or NO_LIMIT)
+        _count(too_long, numbered, over > 0)
+        lost += int(over.clip(min=0).sum())
+        longest = max(longest, int(tokens.max()))
     total = len(rows) if indices is None else len(indices)
     if missing.count:
         raise InputError(
@@ -66,15 +85,25 @@ def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -
     if outside.count:
         letter = reading.first_outside(str(rows.take([outside.row])[0][column]))
         how_many = f"{num_letters:,} such letters in {outside.count:,} of {total:,} rows"
-        if tokenizer.unknown == "error":
+        if refuses:
             raise InputError(
                 f"{place(rows, outside.row, column)}: {letter!r} is not a letter of this "
                 f"{tokenizer.modality} model ({tokenizer.alphabet}); {how_many}. Correct them, or "
                 "set --backbone.unknown token to read each as the unknown token."
             )
         notes.append(f"{how_many}, such as {letter!r}, are read as the unknown token")
-    if too_long.count:
+    if too_long.count and tokenizer.truncate == "window":
+        notes.append(
+            f"{too_long.count:,} of {total:,} sequences are longer than {tokenizer.max_length:,} "
+            f"tokens and are read in overlapping windows (longest: {longest:,} tokens)"
+        )
+    elif too_long.count:
         notes.append(_shortened(rows, tokenizer, too_long, lost, total))
+    if cut_off.count:
+        notes.append(
+            f"{cut_off.count:,} of {total:,} alignments do not fit into {tokenizer.max_length:,} "
+            f"tokens with their sequence: {dropped:,} tokens of their last rows are left out"
+        )
     if lower:
         notes.append(f"lower-case letters in {lower:,} of {total:,} rows are read as upper case")
     if converted:
@@ -83,27 +112,65 @@ def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -
     return notes
 
 
+def _is_aligned(rows: Rows) -> bool:
+    """Rows have more than a sequence."""
+    return bool(rows.table.msa_col or rows.table.structure_col)
+
+
+def _columns(rows: Rows) -> list[str]:
+    """Columns that a backbone takes."""
+    table = rows.table
+    return [column for column in (table.x_col, table.msa_col, table.structure_col) if column]
+
+
+def _tokens(rows: Rows, tokenizer: Reads, numbered: np.ndarray, block: pa.Table) -> np.ndarray:
+    """Tokens of each row of a block before any limit, (n,); errors name the file and row."""
+    if tokenizer.per_letter:
+        raise InputError(
+            "--data.msa-col, --data.structure-col: this model reads sequences alone; drop them"
+        )
+    given = block.to_pylist()
+    try:
+        return np.array(tokenizer.lengths(rows.table.inputs(given)), dtype=np.int32)
+    except InputError:
+        for number, row in zip(numbered.tolist(), given, strict=True):
+            try:
+                tokenizer.lengths(rows.table.inputs([row]))
+            except InputError as error:
+                raise InputError(f"{place(rows, number, rows.table.x_col)}: {error}") from None
+        raise
+
+
 def _shortened(rows: Rows, tokenizer: Reads, long: Problem, lost: int, total: int) -> str:
     limit = f"{tokenizer.max_length:,} tokens, {tokenizer.num_special} of them special"
     if tokenizer.truncate == "error":
         raise InputError(
             f"{place(rows, long.row, rows.table.x_col)}: longer than {limit} ({long.count:,} of "
-            f"{total:,} rows). Set --backbone.truncate right (or left) to cut, or raise "
-            "--backbone.max-length."
+            f"{total:,} rows). Set --backbone.truncate right (or left) to cut, or window to read "
+            "in overlapping windows, or raise --backbone.max-length."
         )
+    parts = "letters" if tokenizer.per_letter else "tokens"
     return (
         f"{long.count:,} of {total:,} sequences are longer than {limit}: their {tokenizer.truncate}"
-        f" ends are cut, {lost:,} letters in all"
+        f" ends are cut, {lost:,} {parts} in all"
     )
 
 
 def token_lengths(rows: Rows, column: str, tokenizer: Reads) -> np.ndarray:
-    """Tokens of every row as the model sees it (special tokens included, cut), (n,) int32."""
+    """Tokens of every row as the model sees it (special tokens included, cut), (n,) int32.
+
+    Rows that are read in windows count whole; what else a model reads beside the sequence counts.
+    """
     reading = _Reading(tokenizer)
-    lengths, limit = np.empty(len(rows), dtype=np.int32), tokenizer.max_length or NO_LIMIT
-    for numbered, block in rows.chunks([column]):
-        _, letters = reading.read(rows, block.column(column))
-        lengths[numbered] = np.minimum(letters + tokenizer.num_special, limit)
+    limit = NO_LIMIT if tokenizer.truncate == "window" else tokenizer.max_length or NO_LIMIT
+    lengths = np.empty(len(rows), dtype=np.int32)
+    by_letters = tokenizer.per_letter and not _is_aligned(rows)
+    for numbered, block in rows.chunks([column] if by_letters else _columns(rows)):
+        if by_letters:
+            tokens = reading.read(rows, block.column(column))[1] + tokenizer.num_special
+        else:
+            tokens = _tokens(rows, tokenizer, numbered, block)
+        lengths[numbered] = np.minimum(tokens, limit)
     return lengths
 
 
@@ -223,9 +290,11 @@ class _Reading:
         self.folded = np.arange(256, dtype=np.uint8)
         for a, b in fold.items():
             self.folded[ord(a)] = ord(b)
-        special = sorted((t for t in tokenizer.vocabulary if len(t) > 1), key=len, reverse=True)
+        # Tokens such as [MASK]; those of several letters of the alphabet count letter by letter.
+        special = [t for t in tokenizer.vocabulary if t[1:] and t[0] not in accepted]
+        special = sorted((t for t in special if t.isascii()), key=len, reverse=True)
         self.special = "|".join(map(re.escape, special))
-        self.starts_special = _marked([token[0] for token in tokenizer.vocabulary if token[1:]])
+        self.starts_special = _marked([token[0] for token in special])
         self.stand_in = tokenizer.alphabet[0]
 
     def read(self, rows: Rows, column: pa.ChunkedArray) -> tuple[_Texts, np.ndarray]:
