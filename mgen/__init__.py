@@ -27,11 +27,19 @@ def load_backbone(name: str | Path, **options: Any) -> "SequenceBackbone":
     return load_backbone(str(name), **options)
 
 
-def load_run(folder: str | Path, checkpoint: str = "best", recipe: str | Path = "") -> "Run":
-    """A trained run: `.predict(rows)` gives the columns of its prediction file.
+def load_run(
+    name: str | Path,
+    checkpoint: str = "best",
+    recipe: str | Path = "",
+    revision: str = "main",
+    backbone: str | Path = "",
+) -> "Run":
+    """A trained run, of a folder or the hub: `.predict(rows)` gives its prediction file's columns.
 
-    `recipe` is the file of the run's task where it is not one of the recipes beside the package.
+    `recipe` is the file of the run's task where it is not one of the recipes beside the package,
+    `backbone` the base of a bundle where it has another name or folder here; another base than that
+    which the run was trained on is refused. `revision` is that of a run on the hub.
     """
     from mgen.apply import Run
 
-    return Run(folder, checkpoint, recipe)
+    return Run(name, checkpoint, recipe, revision, backbone)

@@ -1,7 +1,6 @@
 """A trained run from Python: what `predict --run` does, in three lines."""
 
 import importlib.util
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, plan
 from mgen.infer import in_order
-from mgen.runs import existing_run
+from mgen.runs import existing_run, sessions
 from mgen.task import Task
 from mgen.train import load_task
 
@@ -23,18 +22,20 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 class Run:
     """A finished or interrupted run and the weights of one of its checkpoints.
 
-    Attributes: `task`, the model; `cfg`, the run's settings.
+    Attributes: `task`, the model; `cfg`, the run's settings; `folder`.
     """
 
     def __init__(
-        self, folder: str | Path, checkpoint: str = "best", recipe: str | Path = ""
+        self,
+        name: str | Path,
+        checkpoint: str = "best",
+        recipe: str | Path = "",
+        revision: str = "main",
+        backbone: str | Path = "",
     ) -> None:
-        folder = existing_run(str(folder))
-        if not recipe:
-            # A name, never a path: a run directory must not decide which code is run.
-            name = json.loads((folder / "environment.json").read_text())[-1]["recipe"]
-            recipe = RECIPES / f"{Path(name).name}.py"
-        module = _module(Path(recipe))
+        self.folder = folder = existing_run(str(name), revision=revision)
+        recipe = recipe_of(folder, recipe)
+        module = _module(recipe)
         tasks = [
             value
             for value in vars(module).values()
@@ -42,7 +43,7 @@ class Run:
         ]
         if len(tasks) != 1 or "Config" not in vars(module):
             raise InputError(f"{recipe}: expected one Task and a Config in a recipe")
-        self.task = load_task(tasks[0], module.Config, folder, checkpoint)
+        self.task = load_task(tasks[0], module.Config, folder, checkpoint, str(backbone))
         self.cfg = self.task.cfg
 
     def predict(self, rows: Sequence[str] | Sequence[dict[str, Any]]) -> dict[str, list]:
@@ -70,6 +71,17 @@ class Run:
             name: value.tolist() if isinstance(value, torch.Tensor) else value
             for name, value in joined.items()
         }
+
+
+def recipe_of(folder: Path, recipe: str | Path = "") -> Path:
+    """The file of a run's task: `recipe`, or that of the repository which the run names."""
+    if recipe:
+        return Path(recipe)
+    made_by = [session["recipe"] for session in sessions(folder)]
+    if not made_by:
+        raise InputError(f"{folder}: has no environment.json that says its recipe; name its file")
+    # A name, never a path: a run directory must not decide which code is run.
+    return RECIPES / f"{Path(made_by[-1]).name}.py"
 
 
 class _Listed:

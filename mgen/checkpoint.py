@@ -18,6 +18,7 @@ from mgen.config import InputError
 
 MANIFEST = "complete.json"  # written last: size and SHA-256 of every other file
 OURS, PEFT = "backbone.model.", "base_model.model."  # where a LoRA matrix's name starts
+DORA = ".lora_magnitude_vector"  # peft's files name this one without ".weight"
 
 
 # --------------------------------------------------------------------------- one checkpoint
@@ -141,33 +142,38 @@ def trained(task: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in task.state_dict().items() if name not in frozen}
 
 
-def fingerprint(task: nn.Module, frozen_only: bool = True) -> str:
-    """SHA-256 over name, type, shape and bytes of the (frozen) parameters; "" if there are none."""
-    digest, any_ = hashlib.sha256(), False
-    for name, parameter in sorted(task.named_parameters()):
-        if frozen_only and parameter.requires_grad:
-            continue
+def digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over name, type, shape and bytes of tensors, sorted by name; "" of none."""
+    total, any_ = hashlib.sha256(), False
+    for name, tensor in sorted(named, key=lambda item: item[0]):
         any_ = True
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest() if any_ else ""
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest() if any_ else ""
 
 
-def restore(task: nn.Module, tensors: dict, saved: dict, sha256: str, path: Path) -> None:
+def fingerprint(task: nn.Module, frozen_only: bool = True) -> str:
+    """`digest` of the (frozen) parameters."""
+    named = task.named_parameters()
+    return digest((n, p) for n, p in named if not (frozen_only and p.requires_grad))
+
+
+def restore(task: nn.Module, tensors: dict, saved: dict, path: Path, sha256: str = "") -> None:
     """Put the weights of checkpoint `path`, as `load` gave them, into `task`.
 
-    `sha256` is the fingerprint of the task's frozen parameters. Raises InputError if those are not
-    the ones the run was trained on, or if anything is missing, left over or of another shape.
+    `sha256` is the fingerprint of the task's frozen parameters where it is known already. Raises
+    InputError if those are not the ones the run was trained on, or if anything is missing, left
+    over or of another shape.
     """
-    if saved["backbone"]["frozen_parameters_sha256"] != sha256:
+    state = join_lora(tensors)
+    if "unfreeze" in saved:  # what no epoch of the schedule named stayed frozen in training
+        for name, parameter in task.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in state)
+    if saved["backbone"]["frozen_parameters_sha256"] != (sha256 or fingerprint(task)):
         raise InputError(
             f"{path}: was trained on other backbone weights than those loaded now. Use the same "
             "backbone, revision and dtype, or the same seed if they were random"
         )
-    state = dict(tensors["model"])
-    for key, value in tensors.get("adapter_model", {}).items():
-        layer, _, weight = key.rpartition(".")
-        state[f"{layer.replace(PEFT, OURS, 1)}.default.{weight}"] = value
     own = {name: tuple(value.shape) for name, value in trained(task).items()}
     read = {name: tuple(value.shape) for name, value in state.items()}
     if own != read:
@@ -181,10 +187,21 @@ def split_lora(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     lora = {key: value for key, value in state.items() if ".lora_" in key}
     files = {"model": {key: value for key, value in state.items() if key not in lora}}
     if lora:
+        named = {key.replace(OURS, PEFT, 1).replace(".default", ""): v for key, v in lora.items()}
         files["adapter_model"] = {
-            key.replace(OURS, PEFT, 1).replace(".default", ""): value for key, value in lora.items()
+            key.replace(f"{DORA}.weight", DORA): value for key, value in named.items()
         }
     return files
+
+
+def join_lora(tensors: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The inverse of `split_lora`."""
+    state = dict(tensors["model"])
+    for key, value in tensors.get("adapter_model", {}).items():
+        key = f"{key}.weight" if key.endswith(DORA) else key
+        layer, _, weight = key.rpartition(".")
+        state[f"{layer.replace(PEFT, OURS, 1)}.default.{weight}"] = value
+    return state
 
 
 def lora_config(task: nn.Module) -> dict[str, dict]:

@@ -3,6 +3,7 @@
     mgen list [KIND]                what there is: backbones, adapters, data, recipes, experiments
     mgen show NAME                  one of them in full
     mgen run RECIPE [verb] [flags]  is python recipes/RECIPE.py [verb] [flags]
+    mgen export RUN DIR [flags]     a run as a folder that loads anywhere, or on the hub; --help
     mgen repro [EXPERIMENT]         run a published experiment, got against expected; without a
                                     name those that have no result yet, and docs/results.md
 
@@ -76,12 +77,36 @@ def run(words: Sequence[str]) -> None:
     os.execv(sys.executable, [sys.executable, str(RECIPES / f"{recipe}.py"), *flags])
 
 
+def export(words: Sequence[str]) -> None:
+    """Write a run as a folder that loads anywhere."""
+    import tyro
+
+    from mgen.export import Export, export  # loads torch
+
+    export(tyro.cli(Export, args=list(words), prog="mgen export"))
+
+
 # --------------------------------------------------------------------------- what there is
 
 
 def _backbones() -> list[dict[str, Any]]:
-    facts = ("name", "modality", "context", "width", "layers", "hub")
-    return [{fact: getattr(entry, fact) for fact in facts} for entry in ZOO.values()]
+    facts = ("name", "family", "modality", "context", "width", "layers")
+    return [
+        {
+            **{fact: getattr(entry, fact) for fact in facts},
+            "parameters": _short(entry.parameters),
+            "licence": entry.licence.partition(":")[0],
+        }
+        for entry in ZOO.values()
+    ]
+
+
+def _short(count: int | None) -> str:
+    """Three digits: 651M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count and count >= size:
+            return f"{count / size:.3g}{unit}"
+    return "" if count is None else str(count)
 
 
 def _adapters() -> list[dict[str, Any]]:
@@ -107,6 +132,11 @@ def _experiment_lines() -> list[dict[str, Any]]:
 def _show_backbone(name: str) -> None:
     entry = ZOO[name]
     facts = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    if entry.parameters is not None:
+        facts["parameters"] = f"{entry.parameters:,}"
+    if not entry.hub:
+        facts["revision"] = ""
+    facts["needs_remote_code"] = "yes: --backbone.remote-code" if entry.needs_remote_code else ""
     _print_facts({key: "unknown" if value is None else value for key, value in facts.items()})
 
 
@@ -151,7 +181,7 @@ DETAILS = {
     "recipes": _show_recipe,
     "experiments": _show_experiment,
 }
-COMMANDS = {"list": list_names, "show": show, "run": run, "repro": repro}
+COMMANDS = {"list": list_names, "show": show, "run": run, "export": export, "repro": repro}
 
 
 # --------------------------------------------------------------------------- reading without torch
@@ -175,12 +205,20 @@ def _scan_adapters() -> list[_AdapterFacts]:
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal[")
     }
+    shared = [
+        (field.target.id, ast.unparse(field.annotation), ast.unparse(field.value))
+        for field in classes["Adapter"].body
+        if isinstance(field, ast.AnnAssign)
+    ]
     found = [
         _AdapterFacts(
             name,
             inspect.cleandoc(ast.get_docstring(node)),
-            [(key, aliases.get(kind, kind), value) for key, kind, value in _options(node, classes)],
-            _helps(node, classes),
+            [
+                (key, aliases.get(kind, kind), value)
+                for key, kind, value in [*_options(node, classes), *shared]
+            ],
+            _helps(classes["Adapter"], classes) | _helps(node, classes),
         )
         for node in classes.values()
         for name in _registered(node)

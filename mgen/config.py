@@ -186,6 +186,10 @@ def from_yaml(config: T, file: str | Path) -> T:
     version = tree.pop("format", str(FORMAT))
     if version != str(FORMAT):
         raise InputError(f"--config {file}: format {version}, this version reads format {FORMAT}")
+    backbone, beside = tree.get("backbone"), Path(file).parent.resolve()
+    is_here = isinstance(backbone, dict) and backbone.get("name") == "."
+    if is_here and (beside / "config.json").is_file():  # an exported run brings its backbone along
+        backbone["name"] = str(beside)
     config = _switch(config, lambda path: _names(tree, path))
     return tyro.cli(type(config), default=config, args=_flags(tree, config), prog=str(file))
 

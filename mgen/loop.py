@@ -441,7 +441,7 @@ class Fit:
                 f"{self.world}; continue with as many, or the rows of a step would differ"
             )
         with self.tuning.all_that_train():
-            checkpoint.restore(self.task, tensors, saved, self.fingerprint, found)
+            checkpoint.restore(self.task, tensors, saved, found, self.fingerprint)
         if self.optimiser:
             checkpoint.restore_optimiser(self.optimiser.optimizer, self.names, tensors["optimizer"])
         if self.accelerator.scaler:

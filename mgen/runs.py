@@ -10,34 +10,62 @@ from contextlib import contextmanager
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mgen import checkpoint
+from mgen import checkpoint, hub
 from mgen.config import InputError
 from mgen.report import console
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "torchmetrics", "peft", "mgen")
 
 
-def existing_run(path: str, recipe: str = "") -> Path:
-    """The folder of a run, of `recipe` if that is given. Raises InputError."""
-    folder = Path(path)
+def existing_run(path: str, recipe: str = "", revision: str = "main") -> Path:
+    """The folder of a run, of `recipe` if that is given; a hub id is downloaded.
+
+    Raises InputError, also for a download that asks for code of its own to be run.
+    """
+    fetched = hub.is_hub_id(path)
+    folder = hub.download(path, revision) if fetched else Path(path)
     if not (folder / "config.yaml").is_file():
         raise InputError(f"--run {path}: not a run directory (it has no config.yaml)")
     if not (folder / "config.yaml").stat().st_size:
         raise InputError(f"--run {path}: damaged, its config.yaml is empty")
+    if fetched and saved_settings(folder)["backbone"].get("remote_code"):
+        raise InputError(
+            f"--run {path}: its backbone brings Python files of its own, which are not run for a "
+            "name of the hub. Download it (`hf download`), read them, and give the folder's path"
+        )
     made_by = [session["recipe"] for session in sessions(folder)]
     if recipe and made_by and made_by[0] != recipe:
         raise InputError(f"--run {path}: a run of {made_by[0]}, not of {recipe}")
     return folder
 
 
+def saved_settings(folder: Path) -> dict:
+    """config.yaml of a run, as it is written. Raises InputError if it is damaged."""
+    import yaml
+
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text())
+        if isinstance(found["backbone"], dict) and isinstance(found["data"], dict):
+            return found
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):
+        pass
+    raise InputError(f"{folder / 'config.yaml'}: not the settings of a run, or damaged")
+
+
 def sessions(folder: Path) -> list[dict]:
     """What environment.json holds, oldest first. Raises InputError if it is damaged."""
     file = folder / "environment.json"
+    return read_json(file) if file.exists() else []
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file of a run. Raises InputError if it is damaged."""
     try:
-        return json.loads(file.read_text()) if file.exists() else []
+        return json.loads(file.read_text())
     except ValueError as error:
         raise InputError(f"{file}: damaged ({error}). Delete it to go on without it") from None
 
@@ -98,6 +126,11 @@ def _choose_folder(settings: str, launch, runs: Path, rows) -> tuple[Path, bool]
         return folder, False
     if not launch.resume:
         raise InputError(f"{folder}: holds a run already; --resume it or choose another --name")
+    best = folder / "checkpoints" / "best"
+    if best.is_dir() and not best.is_symlink():
+        raise InputError(
+            f"{folder}: was exported, without what resuming needs. Start anew from it: --run alone"
+        )
     import yaml
 
     old = yaml.safe_load((folder / "config.yaml").read_text())
@@ -134,6 +167,8 @@ def environment(folder: Path, recipe: str, rows) -> list[dict]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": sys.argv,
         "rows": rows.digest,
+        "splits": {name: len(numbers) for name, numbers in rows.splits.items()},
+        "plan": rows.plan,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "commit": commit,

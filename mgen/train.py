@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import tyro
 
-from mgen import checkpoint
+from mgen import checkpoint, tuning
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.infer import infer
 from mgen.loop import Fit, Interrupted, NotFinite, Signals, Train
@@ -34,7 +34,8 @@ class Launch:
     """What a command does besides its settings: not saved, not part of what makes runs equal."""
 
     config: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # YAML file of settings; flags win
-    run: str = ""  # directory of a run: take its settings and, except for fit, its weights
+    run: str = ""  # directory or hub id of a run: take its settings and, except for fit, weights
+    revision: str = "main"  # branch, tag or commit of a run on the hub
     checkpoint: str = "best"  # which of that run: best, last or step-<n>
     resume: bool = False  # go on with --run, --name or the newest unfinished equal run, if any
     out: str = "runs"  # folder of all runs
@@ -77,37 +78,52 @@ def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
             "the verb is the first word"
         )
     recipe = Path(inspect.getfile(task_type)).stem
-    defaults = config_type()
+    defaults, source = config_type(), None
     if given := flag_values(flags, "run"):
         if verb != "fit" and flag_values(flags, "data"):
             raise InputError(
                 "--data forgets the columns that the run was trained on. Name the table with "
                 "--data.path, or --data.test-path and --data.valid-path for test and validate"
             )
-        defaults = from_yaml(defaults, existing_run(given[-1], recipe) / "config.yaml")
+        revision = flag_values(flags, "revision") or ["main"]
+        source = existing_run(given[-1], recipe, revision[-1])
+        defaults = from_yaml(defaults, source / "config.yaml")
     usage = f"{inspect.getdoc(sys.modules[task_type.__module__])}\n\nVerbs: {', '.join(verbs)}."
     cfg, launch = parse(defaults, Launch(), flags, f"{recipe}.py [{'|'.join(verbs)}]", usage)
     if (name := launch.name) and (name != Path(name).name or name[0] == "." or "\0" in name):
         raise InputError(f"--name {name!r}: expected one folder name; --out says where runs go")
-    if verb in ("validate", "test") and not launch.run:
+    if verb in ("validate", "test") and not source:
         raise InputError(f"{verb} needs a trained run: set --run DIR")
-    if verb == "predict" and task_type.trains and not launch.run:
+    if verb == "predict" and task_type.trains and not source:
         raise InputError("predict needs a trained run: set --run DIR")
-    return (_fit if verb == "fit" else _apply)(Session(task_type, cfg, launch, recipe, verb))
+    if source and source != Path(launch.run):  # of the hub: files go to a run directory of ours
+        launch = dataclasses.replace(launch, run="")
+    session = Session(task_type, cfg, launch, recipe, verb, source)
+    return (_fit if verb == "fit" else _apply)(session)
 
 
 class Session:
-    """One command: its settings, its rows, its run directory, its process among others."""
+    """One command: its settings, its rows, its run directory, its process among others.
+
+    `source` is the run whose settings it took, and whose weights it takes unless it is `fit`.
+    """
 
     def __init__(
-        self, task_type: type[Task], cfg: Any, launch: Launch, recipe: str, verb: str
+        self,
+        task_type: type[Task],
+        cfg: Any,
+        launch: Launch,
+        recipe: str,
+        verb: str,
+        source: Path | None,
     ) -> None:
         self.cfg, self.launch, self.recipe, self.verb = cfg, launch, recipe, verb
+        self.source = source
         self.task = task_type(cfg)
         self.split = {"fit": "test", "validate": "valid", "test": "test"}.get(verb, launch.split)
         self.name = self.split  # of its prediction file
-        if launch.run and verb != "fit":
-            self.checkpoint = checkpoint_of(Path(launch.run), launch.checkpoint)
+        if source and verb != "fit":
+            self.checkpoint = checkpoint_of(source, launch.checkpoint)
             self.task.facts = json.loads((self.checkpoint / "facts.json").read_text())
 
     def read(self, splits: tuple[str, ...]) -> None:
@@ -159,8 +175,7 @@ class Session:
 
     def load(self, path: Path) -> None:
         """Put a checkpoint's weights into the task."""
-        tensors, saved = checkpoint.load(path)
-        checkpoint.restore(self.task, tensors, saved, checkpoint.fingerprint(self.task), path)
+        checkpoint.restore(self.task, *checkpoint.load(path), path)
 
     def predict(self, folder: Path, scored: bool) -> tuple[Path, dict[str, float], list]:
         """One pass over the split with a prediction file; with `scored` also metrics."""
@@ -196,6 +211,7 @@ class Session:
 def _fit(session: Session) -> int:
     cfg, launch, task = session.cfg, session.launch, session.task
     session.read(("train", "valid", "test"))
+    tuning.check(cfg.train, cfg.backbone.frozen)
     if launch.dry_run:
         return _dry_run(session)
     session.join()
@@ -220,11 +236,11 @@ def _fit(session: Session) -> int:
         console.print(f"run directory: {folder}")
         try:
             session.weights()
+            fit = Fit(task, session.rows, task.lengths, cfg.train, folder)
         except InputError:
             if session.is_main and not resumed:
                 shutil.rmtree(folder)
             raise
-        fit = Fit(task, session.rows, task.lengths, cfg.train, folder)
         if resumed:
             fit.restore()
         state = fit.run()
@@ -266,7 +282,7 @@ def _apply(session: Session) -> int:
             if session.is_main and not launch.run:
                 shutil.rmtree(folder)
             raise
-        if launch.run:
+        if session.source:
             session.load(session.checkpoint)
             console.print(f"weights: {session.checkpoint}")
         if verb == "predict":
@@ -342,15 +358,25 @@ def share_cores(workers: int) -> None:
 
 
 def load_task(
-    task_type: type[Task], config_type: type, folder: str | Path, name: str = "best"
+    task_type: type[Task],
+    config_type: type,
+    folder: str | Path,
+    name: str = "best",
+    backbone: str = "",
 ) -> Task:
-    """The task of a run with the weights of one of its checkpoints, ready to be called."""
+    """The task of a run with the weights of one of its checkpoints, ready to be called.
+
+    `backbone` is the name or folder of its base where that is not the one it was trained under.
+    """
     folder = existing_run(str(folder))
-    task = task_type(from_yaml(config_type(), folder / "config.yaml"))
     path = checkpoint_of(folder, name)
+    cfg = from_yaml(config_type(), folder / "config.yaml")
+    if backbone:
+        cfg = dataclasses.replace(cfg, backbone=cfg.backbone.switch(backbone))
+    task = task_type(cfg)
     tensors, saved = checkpoint.load(path)
     task.facts = saved["facts"]
     seed_everything(task.cfg.train.seed)
     task.setup()
-    checkpoint.restore(task, tensors, saved, checkpoint.fingerprint(task), path)
+    checkpoint.restore(task, tensors, saved, path)
     return task.eval()

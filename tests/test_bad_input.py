@@ -705,8 +705,8 @@ def test_an_empty_file_of_a_run_is_refused(file, one, refused):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["linear"], "--adapter linear acts on each token alone"),
-        (["mlp"], "--adapter mlp acts on each token alone"),
+        (["linear"], "--adapter linear has outputs for each token"),
+        (["mlp"], "--adapter mlp has outputs for each token"),
         (["linear_cls"], "--adapter linear_cls reads the start token"),
         (["conv", "--adapter.kernel-size", "4"], "conv needs an odd --adapter.kernel-size"),
         (["conv", "--adapter.channels", "0"], "adapter layers of 0 units"),

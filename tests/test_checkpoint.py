@@ -245,7 +245,7 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path):
         {"backbone": {"frozen_parameters_sha256": ""}},
     )
     with pytest.raises(InputError, match="does not fit these settings, first at .*0.weight"):
-        checkpoint.restore(large, *checkpoint.load(path), "", path)
+        checkpoint.restore(large, *checkpoint.load(path), path)
 
 
 def test_a_missing_weight_is_refused(tmp_path):
@@ -253,7 +253,7 @@ def test_a_missing_weight_is_refused(tmp_path):
     tensors = {"model": checkpoint.trained(linear())}
     del tensors["model"]["1.bias"]
     with pytest.raises(InputError, match="1.bias"):
-        checkpoint.restore(linear(), tensors, saved, "", tmp_path)
+        checkpoint.restore(linear(), tensors, saved, tmp_path)
 
 
 def test_the_fingerprint_sees_frozen_weights_and_only_those():

@@ -232,7 +232,8 @@ def test_a_published_head_that_the_task_trains_counts_as_the_head(tmp_path):
     plan = schedule(tmp_path, {0: ["adapter.*"], 1: ["backbone.encoder"]})
     cfg = tiny.settings(tmp_path, backbone_lr=1e-4, lr=1e-2, unfreeze=plan)
     task, _ = tiny.prepared(cfg)
-    task.backbone.lm_head().requires_grad_(True)
+    for parameter in task.backbone.decoder_parameters():
+        parameter.requires_grad_(True)
     tuned = Tuning(task, cfg.train)
     for parameter, name in tuned.names.items():
         is_head = ".cls." in name or name.startswith("head.")

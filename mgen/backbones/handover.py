@@ -35,6 +35,6 @@ def trained_backbone(run: str, choice: Backbone, seed: int) -> SequenceBackbone:
         group: {key: value for key, value in tensors.get(group, {}).items() if ".model." in key}
         for group in ("model", "adapter_model")
     }
-    checkpoint.restore(task, ours, saved, checkpoint.fingerprint(task), path)
+    checkpoint.restore(task, ours, saved, path)
     merge(task.backbone)
     return task.backbone.requires_grad_(True)

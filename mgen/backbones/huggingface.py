@@ -194,7 +194,14 @@ class HuggingFaceBackbone(SequenceBackbone):
 
     def _without_unread(self) -> dict[str, nn.Module]:
         """Take out the parts that hidden states do not depend on; names in the encoder to parts."""
-        hidden, read = self._parameters_read()
+        try:
+            hidden, read = self._parameters_read()
+        except RuntimeError:
+            if self.device.type != "meta":
+                raise
+            # Decoders look at values, which mere shapes have not: nothing is taken out.
+            self.width = self.config.hidden_size
+            return {}
         self.width = hidden.shape[-1]
         # Blocks are kept whole: which expert of a mixture runs depends on the tokens.
         blocks = tuple(

@@ -51,7 +51,7 @@ class SequenceBackbone(nn.Module):
     def make_tokenizer(cls, choice, config_json: dict, **options) -> Tokenizer:
         """The tokenizer of `choice`: that of the family, or of the folder's own vocab.txt."""
         config, entry = cls.read(config_json), find(choice.name)
-        modality = entry.modality if entry else cls.modality_by_default
+        modality = entry.modality if entry else config_json.get("modality", cls.modality_by_default)
         vocabulary, style = cls.alphabet(modality)
         if choice.folder and (own := choice.folder / "vocab.txt").is_file():
             vocabulary = own.read_text(encoding="utf-8").split()
@@ -179,7 +179,8 @@ class SequenceBackbone(nn.Module):
 
         merge(self)
         save_torch_state_dict(self.model.state_dict(), folder)
-        text = json.dumps(self.config_json, indent=2, sort_keys=True)
+        facts = self.config_json | {"modality": self.modality}  # which a folder's name does not say
+        text = json.dumps(facts, indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n")
         self.tokenizer.save(folder)
 
