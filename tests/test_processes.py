@@ -69,12 +69,16 @@ def test_two_processes_write_each_prediction_once_and_in_order(one, two):
 
 
 def test_a_signal_to_one_process_stops_both_at_a_step_that_both_resume(server, two):
-    children = server.start("signal", *FLAGS, processes=2)
-    server.wait_for_metrics("signal")
-    os.kill(children[1], signal.SIGTERM)
-    assert server.end() == [143, 143], server.log.read_text()
-    assert server.run("signal", *FLAGS, "--resume", processes=2) == 0, server.log.read_text()
-    assert_equal_runs(two, server.run_folder("signal"))
+    for attempt in range(5):  # of nine steps the last may be done before the signal comes
+        name = f"signal{attempt}"
+        children = server.start(name, *FLAGS, processes=2)
+        server.wait_for_metrics(name)
+        os.kill(children[1], signal.SIGTERM)
+        if (codes := server.end()) != [0, 0]:
+            break
+    assert codes == [143, 143], server.log.read_text()
+    assert server.run(name, *FLAGS, "--resume", processes=2) == 0, server.log.read_text()
+    assert_equal_runs(two, server.run_folder(name))
 
 
 def test_another_number_of_processes_is_refused_on_resume(server, two):
