@@ -299,7 +299,7 @@ def test_a_query_longer_than_the_limit_is_cut_with_its_structure_or_refused():
         assert batch["context_ids"].tolist() == [[cut.vocabulary["[SEP]"]]]
         assert batch["position_ids"].tolist() == [[[0, 1, 2, 0], [0, 0, 0, 0]]]
         assert cut.overflow([row()]) == [8]
-    with pytest.raises(InputError, match="5 letters; 3 fit into 4 tokens"):
+    with pytest.raises(InputError, match="5 tokens; 3 fit into 4 with"):
         alignment_tokenizer(3, max_length=4).tokenize([row()])
 
 

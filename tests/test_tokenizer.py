@@ -154,7 +154,7 @@ def test_truncation_keeps_special_tokens(cut, kept):
 def test_a_long_sequence_is_an_error_by_default():
     tokenizer = backbone("aido_dna_debug", max_length=5).tokenizer()
     assert ids(tokenizer, "ACG") == [[2, 5, 7, 6, 3]]
-    with pytest.raises(InputError, match="4 letters; 3 fit into 5 tokens.*truncate"):
+    with pytest.raises(InputError, match="4 tokens; 3 fit into 5 with.*truncate"):
         ids(tokenizer, "ACGT")
 
 

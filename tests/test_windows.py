@@ -18,9 +18,13 @@ def test_windows_of_ten_letters_by_hand():
     assert spans(0, 4) == [(0, 0, 0, 0)]
 
 
-@pytest.mark.parametrize("letters", range(1, 40))
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 8])
-def test_every_letter_is_taken_once_where_it_lies_farthest_from_a_cut(letters, width):
+def test_every_letter_is_taken_once_where_it_lies_farthest_from_a_cut(width):
+    for letters in range(1, 40):
+        check_spans(letters, width)
+
+
+def check_spans(letters, width):
     found = spans(letters, width)
     owners = [i for i, (*_, first, last) in enumerate(found) for _ in range(first, last)]
     assert len(owners) == letters and found[0][2] == 0 and found[-1][3] == letters

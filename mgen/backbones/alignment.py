@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.backbones.tokenizer import Tokenizer
+from mgen.backbones.tokenizer import Tokenizer, shortened
 from mgen.config import InputError
 
 GAP = ord("-")
@@ -175,7 +175,7 @@ class AlignmentTokenizer(Tokenizer):
     def _fit(self, protein: _Protein, room: int, limit: int) -> None:
         """Cut the query as the policy says, and the alignment at what then is left."""
         whole = len(protein.query)
-        protein.query = self._cut(protein.query, room, limit)
+        protein.query = shortened(protein.query, room, limit, self.truncate)
         if protein.structure is not None and whole > room:
             left = self.truncate == "left"
             protein.structure = protein.structure[-room:] if left else protein.structure[:room]

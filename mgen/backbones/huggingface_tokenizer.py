@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.backbones.tokenizer import Style
+from mgen.backbones.tokenizer import Style, framed, shortened
 from mgen.config import InputError
 
 UNREAL = 10**9  # what stands for "no limit" in model_max_length is above
@@ -171,26 +170,14 @@ class HuggingFaceTokenizer:
         add_special_tokens: bool = True,
         max_length: int | None = None,
     ) -> dict[str, Tensor]:
-        """input_ids, attention_mask, special_tokens_mask: int64 (B, L), padded on the right.
-
-        special_tokens_mask is 1 at added special tokens and padding, 0 at those in the text.
-        `max_length` replaces the limit in force for this call. Raises InputError for what is not
-        text and, where the policy is "error", for unknown letters and long sequences.
-        """
+        """As of `Tokenizer`."""
         head, tail = (self.head, self.tail) if add_special_tokens else ([], [])
         rows = self._encode(sequences)
         limit = self.max_length if max_length is None else max_length
         if limit and self.truncate != "window":
-            rows = [self._cut(row, limit - len(head) - len(tail), limit) for row in rows]
-        lengths = [len(head) + len(row) + len(tail) for row in rows]
-        ids = np.full((len(rows), max(lengths, default=0)), self.pad_token_id, dtype=np.int64)
-        special, mask = np.ones_like(ids), np.zeros_like(ids)
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[i, :length] = [*head, *row, *tail]
-            special[i, len(head) : length - len(tail)] = 0
-            mask[i, :length] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask, "special_tokens_mask": special}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            room = limit - len(head) - len(tail)
+            rows = [shortened(row, room, limit, self.truncate) for row in rows]
+        return framed(rows, head, tail, self.pad_token_id)
 
     def lengths(self, sequences: Sequence[str]) -> list[int]:
         """Tokens of each sequence with special ones, before any limit."""
@@ -256,18 +243,6 @@ class HuggingFaceTokenizer:
         if not self.spaced and self.is_by_letters:
             advice += " (--backbone.spaced where residues must stand apart)"
         raise InputError(f"sequence '{shown}': {reason}. Correct the sequence{advice}.")
-
-    def _cut(self, row: list[int], room: int, limit: int) -> list[int]:
-        if len(row) <= room:
-            return row
-        if room < 1:
-            raise InputError(f"max_length {limit} leaves no room beside the special tokens")
-        if self.truncate == "error":
-            raise InputError(
-                f"a sequence has {len(row)} tokens; {room} fit into {limit} with the special ones. "
-                "Set --backbone.truncate, or raise --backbone.max-length."
-            )
-        return row[:room] if self.truncate == "right" else row[-room:]
 
 
 def read_tokenizer(source: str, revision: str, remote_code: bool) -> Any:

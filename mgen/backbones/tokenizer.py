@@ -155,17 +155,9 @@ class Tokenizer:
         tail = [self.vocabulary[end]] if end and add_special_tokens else []
         limit = self.max_length if max_length is None else max_length
         if limit and self.truncate != "window":
-            rows = [self._cut(row, limit - len(head) - len(tail), limit) for row in rows]
-        lengths = [len(head) + len(row) + len(tail) for row in rows]
-        ids = np.full((len(rows), max(lengths, default=0)), self.pad_token_id, dtype=np.int64)
-        special, mask = np.ones_like(ids), np.zeros_like(ids)
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            last = length - len(tail)
-            ids[i, : len(head)], ids[i, len(head) : last], ids[i, last:length] = head, row, tail
-            special[i, len(head) : last] = 0
-            mask[i, :length] = 1
-        arrays = {"input_ids": ids, "attention_mask": mask, "special_tokens_mask": special}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            room = limit - len(head) - len(tail)
+            rows = [shortened(row, room, limit, self.truncate) for row in rows]
+        return framed(rows, head, tail, self.pad_token_id)
 
     def save(self, folder: Path) -> None:
         """Write vocab.txt and, for ESM, what transformers' AutoTokenizer needs besides."""
@@ -250,14 +242,32 @@ class Tokenizer:
             f"alphabet {self.alphabet}. Correct the sequence or set --backbone.unknown token."
         )
 
-    def _cut(self, row: np.ndarray, room: int, limit: int) -> np.ndarray:
-        if len(row) <= room:
-            return row
-        if room < 1:
-            raise InputError(f"max_length {limit} leaves no room beside the special tokens")
-        if self.truncate == "error":
-            raise InputError(
-                f"a sequence has {len(row)} letters; {room} fit into {limit} tokens with the "
-                "special ones. Set --backbone.truncate, or raise --backbone.max-length."
-            )
-        return row[:room] if self.truncate == "right" else row[-room:]
+
+def shortened(row: Sequence[int], room: int, limit: int, truncate: str) -> Sequence[int]:
+    """A row of ids cut to `room`, as `truncate` says; `limit` counts special tokens too."""
+    if len(row) <= room:
+        return row
+    if room < 1:
+        raise InputError(f"max_length {limit} leaves no room beside the special tokens")
+    if truncate == "error":
+        raise InputError(
+            f"a sequence has {len(row)} tokens; {room} fit into {limit} with the special ones. "
+            "Set --backbone.truncate, or raise --backbone.max-length."
+        )
+    return row[:room] if truncate == "right" else row[-room:]
+
+
+def framed(
+    rows: Sequence[Sequence[int]], head: list[int], tail: list[int], pad: int
+) -> dict[str, Tensor]:
+    """What `tokenize` returns for rows of ids between the special tokens `head` and `tail`."""
+    lengths = [len(head) + len(row) + len(tail) for row in rows]
+    ids = np.full((len(rows), max(lengths, default=0)), pad, dtype=np.int64)
+    special, mask = np.ones_like(ids), np.zeros_like(ids)
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        last = length - len(tail)
+        ids[i, : len(head)], ids[i, len(head) : last], ids[i, last:length] = head, row, tail
+        special[i, len(head) : last] = 0
+        mask[i, :length] = 1
+    arrays = {"input_ids": ids, "attention_mask": mask, "special_tokens_mask": special}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
