@@ -137,19 +137,18 @@ class MixtureOfExperts(nn.Module):
         """
         flat = h.flatten(0, 1)  # (n, D)
         best, experts = self.scores(flat).topk(self.per_token, dim=-1)  # (n, k)
-        weights = best.softmax(-1).flatten()
         # Padding counts as an expert after the last one.
         experts = experts.masked_fill(~mask.bool().flatten().unsqueeze(-1), self.num_experts)
         experts, order = experts.flatten().sort(stable=True)
         all_experts = torch.arange(self.num_experts, device=h.device)
         ends = torch.searchsorted(experts, all_experts, right=True).tolist()  # the one host sync
-        order = order[: ends[-1]]
-        tokens = order // self.per_token
         sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        summed = flat.new_zeros(flat.shape, dtype=torch.float32)
-        shares = zip(tokens.split(sizes), weights[order].unsqueeze(-1).split(sizes), strict=True)
-        for e, (mine, share) in enumerate(shares):
-            summed.index_add_(0, mine, self.expert(e, flat[mine]) * share)
+        mine = flat[order[: ends[-1]] // self.per_token].split(sizes)
+        parts = [self.expert(e, tokens) for e, tokens in enumerate(mine)]
+        parts.append(flat.new_zeros(len(order) - ends[-1], flat.shape[-1], dtype=parts[0].dtype))
+        # Back in the order of the tokens: a gather, as adding rows at indices is slow on CPUs.
+        outputs = torch.cat(parts)[order.argsort()].unflatten(0, (-1, self.per_token))  # (n, k, D)
+        summed = (outputs * best.softmax(-1).unsqueeze(-1)).sum(1)  # in fp32, as the weights are
         return summed.to(h.dtype).view_as(h)
 
 
