@@ -53,6 +53,14 @@ class Run:
         the model does not know and for sequences that are too long.
         """
         column = self.cfg.data.x_col
+        if isinstance(rows, str):
+            raise InputError("predict takes a list of rows; put the one sequence in a list")
+        for i, row in enumerate(rows):
+            if not isinstance(row[column] if isinstance(row, dict) and column in row else row, str):
+                raise InputError(
+                    f"row {i} (counted from 0): expected a sequence, or a dictionary with "
+                    f"{column!r}; found {row!r}"
+                )
         table = _Listed([{column: row} if isinstance(row, str) else row for row in rows])
         lengths = np.array([len(row[column]) for row in table.rows], dtype=np.int64)
         train = self.cfg.train

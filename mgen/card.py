@@ -14,6 +14,7 @@ from mgen.report import number
 
 # Licences of the zoo (what stands before the colon) that the hub has identifiers for.
 HUB_LICENCES = {
+    "mgen": "apache-2.0",
     "MIT": "mit",
     "Apache 2.0": "apache-2.0",
     "BSD 3": "bsd-3-clause",
@@ -76,7 +77,7 @@ class Card:
         """The head of the card that the hub reads."""
         tuned, (short, _, terms) = self.settings["backbone"], self.licence.partition(":")
         front: dict[str, Any] = {"license": HUB_LICENCES.get(short, "other")}
-        if not self.hub or not short:
+        if not short or not (self.hub or short == "mgen"):
             front["license"] = "unknown"
         elif front["license"] == "other":
             name = re.sub(r"[^a-z0-9]+", "-", (terms.partition(",")[0] or short).lower()).strip("-")
@@ -105,9 +106,11 @@ class Card:
         local = Path(self.base).name
         rows = {
             "recipe": code(self.recipe),
+            "made with": prose(self._version()),
             "backbone": (address or code(self.entry.name if self.entry else local)) + revision,
             "backbone's licence": prose(self.licence) or "not known here: see the backbone's card",
             "cite": prose(self.entry.citation) if self.entry else "",
+            "started from": code(Path(tuned["name"]).name) if self._is_of_run() else "",
             "tuning": prose(how),
             "head": code(adapter["name"]) if "name" in adapter else "",
             "checkpoint": f"step {self.step}" if self.step is not None else "",
@@ -119,6 +122,15 @@ class Card:
             else "This folder holds the whole model: backbone, head and settings."
         )
         return f"{holds}\n\n## Model\n\n" + _table(rows)
+
+    def _version(self) -> str:
+        commit = self.session.get("commit", "")
+        version = self.session.get("versions", {}).get("mgen", "")
+        return f"mgen {version}" + (f", commit {commit[:12]}" if commit else "") if version else ""
+
+    def _is_of_run(self) -> bool:
+        """Whether the backbone had been trained by another run before."""
+        return self.settings["backbone"]["name"] not in (self.base, "") and not self.bundle
 
     def _data(self) -> dict[str, str]:
         data, splits = self.settings["data"], self.session.get("splits", {})

@@ -160,11 +160,12 @@ def parse(
     return parsed.settings, None if launch is None else parsed.launch
 
 
-def from_yaml(config: T, file: str | Path) -> T:
+def from_yaml(config: T, file: str | Path, backbone: str = "") -> T:
     """`config` with the settings of a YAML file, read as flags under the file's name.
 
     Every scalar is read as text and given its type by the field it sets (`1e-4` is a number). List
     items that start with "-" and are not numbers are refused, as they are on the command line.
+    `backbone` takes the place of the backbone's name, whatever the file has there.
     """
     import yaml
 
@@ -186,10 +187,12 @@ def from_yaml(config: T, file: str | Path) -> T:
     version = tree.pop("format", str(FORMAT))
     if version != str(FORMAT):
         raise InputError(f"--config {file}: format {version}, this version reads format {FORMAT}")
-    backbone, beside = tree.get("backbone"), Path(file).parent.resolve()
-    is_here = isinstance(backbone, dict) and backbone.get("name") == "."
+    named, beside = tree.get("backbone"), Path(file).parent.resolve()
+    if isinstance(named, dict) and backbone:
+        named["name"] = backbone
+    is_here = isinstance(named, dict) and named.get("name") == "."
     if is_here and (beside / "config.json").is_file():  # an exported run brings its backbone along
-        backbone["name"] = str(beside)
+        named["name"] = str(beside)
     config = _switch(config, lambda path: _names(tree, path))
     return tyro.cli(type(config), default=config, args=_flags(tree, config), prog=str(file))
 

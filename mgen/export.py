@@ -82,6 +82,12 @@ def _check(run: Path, settings: dict, bundle: bool) -> None:
     tuned = settings["backbone"]
     if tuned["name"] == ".":
         raise InputError(f"{run}: is a full export already. Copy or push that folder as it is")
+    name = Path(tuned["name"])
+    if bundle and (name / "config.yaml").is_file() and not (name / "config.json").is_file():
+        raise InputError(
+            f"{run}: its backbone is the one that another run, {name}, has trained, and which a "
+            "bundle leaves out. Leave out --bundle for a full export"
+        )
     if not bundle and tuned.get("quantise"):
         raise InputError(
             f"{run}: its backbone was rounded to {tuned['quantise']}, which no weights in the "

@@ -107,15 +107,34 @@ class Whole(Metric):
         self.seen: list[tuple[Tensor, Tensor]] = []
 
 
+def matthews(classes: int):
+    """torchmetrics' Matthews correlation, but 0 where predictions or labels are all alike.
+
+    There it divides by a small number instead, and of a constant guess remains more than nothing.
+    """
+    import torchmetrics.classification as tm
+
+    if classes == 2:
+        metric = tm.BinaryMatthewsCorrCoef(**ALONE)
+    else:
+        metric = tm.MulticlassMatthewsCorrCoef(classes, **ALONE)
+    whole = metric.compute
+
+    def compute() -> Tensor:
+        varies = all((metric.confmat.sum(axis) > 0).sum() > 1 for axis in (0, 1))
+        return whole() if varies else torch.zeros(())
+
+    metric.compute = compute
+    return metric
+
+
 class MultilabelMCC(Metric):
     """Matthews correlation over the flattened labels, and of each label."""
 
     def __init__(self, labels: int, arrange: Arrange) -> None:
-        from torchmetrics.classification import BinaryMatthewsCorrCoef
-
         super().__init__(arrange)
-        self.overall = BinaryMatthewsCorrCoef(**ALONE)
-        self.each = nn.ModuleList(BinaryMatthewsCorrCoef(**ALONE) for _ in range(labels))
+        self.overall = matthews(2)
+        self.each = nn.ModuleList(matthews(2) for _ in range(labels))
 
     def add(self, predictions: Tensor, labels: Tensor) -> None:
         self.overall.update(predictions.flatten(), labels.flatten())
@@ -185,14 +204,14 @@ def classification_metrics(classes: int, multilabel: bool = False) -> dict[str, 
         counts = {
             "accuracy": tm.BinaryAccuracy(**ALONE),
             "f1": tm.BinaryF1Score(**ALONE),
-            "mcc": tm.BinaryMatthewsCorrCoef(**ALONE),
+            "mcc": matthews(2),
         }
     else:
         scored, counted = _one_against_rest(classes), _arrange_multiclass(classes)
         counts = {
             "accuracy": tm.MulticlassAccuracy(classes, average="micro", **ALONE),
             "f1": tm.MulticlassF1Score(classes, average="macro", **ALONE),
-            "mcc": tm.MulticlassMatthewsCorrCoef(classes, **ALONE),
+            "mcc": matthews(classes),
         }
     metrics: dict[str, Metric] = {name: Library(m, counted) for name, m in counts.items()}
     if multilabel:

@@ -87,7 +87,8 @@ def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
             )
         revision = flag_values(flags, "revision") or ["main"]
         source = existing_run(given[-1], recipe, revision[-1])
-        defaults = from_yaml(defaults, source / "config.yaml")
+        moved = flag_values(flags, "backbone") or [""]
+        defaults = from_yaml(defaults, source / "config.yaml", moved[-1])
     usage = f"{inspect.getdoc(sys.modules[task_type.__module__])}\n\nVerbs: {', '.join(verbs)}."
     cfg, launch = parse(defaults, Launch(), flags, f"{recipe}.py [{'|'.join(verbs)}]", usage)
     if (name := launch.name) and (name != Path(name).name or name[0] == "." or "\0" in name):
@@ -370,10 +371,7 @@ def load_task(
     """
     folder = existing_run(str(folder))
     path = checkpoint_of(folder, name)
-    cfg = from_yaml(config_type(), folder / "config.yaml")
-    if backbone:
-        cfg = dataclasses.replace(cfg, backbone=cfg.backbone.switch(backbone))
-    task = task_type(cfg)
+    task = task_type(from_yaml(config_type(), folder / "config.yaml", backbone))
     tensors, saved = checkpoint.load(path)
     task.facts = saved["facts"]
     seed_everything(task.cfg.train.seed)

@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import fit, settings, with_backbone
+from tiny import fit, sequence_regression, settings, with_backbone
 
 from mgen.backbones import backbone, load_backbone, memory
 from mgen.backbones.lora import adapt, merge
@@ -283,3 +283,23 @@ def test_one_network_over_all_devices_is_for_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="is for one process"):
         backbone("aido_dna_debug", device_map="auto").tokenizer()
+
+
+def test_a_backbone_that_the_recipe_froze_is_handed_over(tmp_path):
+    """ridge_regression trains no weight of the backbone, whatever the settings say."""
+    from mgen.config import to_yaml
+
+    cfg = with_backbone(settings(tmp_path, epochs=1, max_steps=1), dropout=0.0)
+    run = fit(cfg, tmp_path / "run", FrozenByRecipe)
+    run.run()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(cfg))
+    taken, trained = load_backbone(str(tmp_path / "run")), run.task.backbone.eval()
+    batch = trained.tokenize(BATCH)
+    assert torch.equal(taken(batch), trained(batch))
+    assert all(p.requires_grad for p in taken.encoder.parameters())
+
+
+class FrozenByRecipe(sequence_regression.SequenceRegression):
+    def build(self) -> None:
+        self.backbone.requires_grad_(False)
+        super().build()

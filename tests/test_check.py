@@ -399,3 +399,12 @@ def test_a_class_without_training_rows_is_said(tmp_path):
         "1 of 2 classes have no training row, such as 'b': they cannot be learnt (2 rows of valid "
         "and test)"
     ]
+
+
+def test_nucleotides_given_to_a_protein_model_are_said_aloud(tmp_path):
+    protein = tokenizer(alphabet="ACGTNKV", modality="protein")
+    assert any("this model reads protein" in note for note in check.sequences(
+        opened(tmp_path, ["ACGT", "NNG"]), protein
+    ))  # fmt: skip
+    notes = check.sequences(opened(tmp_path, ["ACGT", "KVG"]), protein)
+    assert not any("reads protein" in note for note in notes)

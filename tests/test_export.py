@@ -215,6 +215,41 @@ def test_a_bundle_refuses_another_base(place, bundle):
         predict(bundle, backbone=place / "other")
 
 
+def test_a_bundle_loads_after_its_base_was_moved(place, bundle, tmp_path):
+    expected, moved = predict(bundle), place / "moved"
+    (place / "esm").rename(moved)
+    try:
+        assert predict(bundle, backbone=moved) == expected
+        flags = ["--run", str(bundle), "--backbone", str(moved), "--name", "after"]
+        assert tiny.command(place, "predict", *flags) == 0
+        with pytest.raises(InputError, match="no folder"):
+            predict(bundle)
+    finally:
+        moved.rename(place / "esm")
+
+
+def test_a_bundle_on_the_backbone_of_another_run_is_refused(place):
+    train(place, "chained", "--backbone", run_folder(place, "all"), "--backbone.lora-rank", 2)
+    with pytest.raises(InputError, match="is the one that another run, .*all, has trained"):
+        write(place, "chained", "never", bundle=True)
+    folder = write(place, "chained", "chained")
+    assert apart(predict(folder), predict(run_folder(place, "chained"))) <= 1e-5
+    assert "all" in (folder / "README.md").read_text().partition("## Data")[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("ACGT", "takes a list of rows"),
+        ([None], "row 0 .* found None"),
+        ([{"a": "b"}], "'sequence'"),
+    ],
+)
+def test_rows_that_are_none_are_refused(rows, says, bundle):
+    with pytest.raises(InputError, match=says):
+        mgen.load_run(bundle).predict(rows)
+
+
 def test_a_bundle_can_name_the_base_as_others_know_it(place):
     hub_id = "facebook/esm2_t6_8M_UR50D"
     folder = write(place, "lora", "named", bundle=True, base=hub_id)
@@ -420,7 +455,7 @@ def a_card(base: str, tokens: int = 12, **data) -> card.Card:
         ("esm2_8m", {"license": "mit"}),
         ("prot_bert", {"license": "afl-3.0"}),
         ("ankh_base", {"license": "cc-by-nc-sa-4.0"}),
-        ("aido_dna_debug", {"license": "unknown"}),
+        ("aido_dna_debug", {"license": "apache-2.0"}),
         ("someone/thing", {"license": "unknown"}),
         (
             "aido_dna_7b",

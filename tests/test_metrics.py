@@ -215,3 +215,17 @@ def test_metrics_leave_the_random_state_alone():
 def test_metrics_say_which_direction_is_better():
     metrics = regression_metrics(1) | classification_metrics(2)
     assert {name for name, m in metrics.items() if not m.higher_is_better} == {"mae", "mse"}
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_constant_guess_has_no_matthews_correlation(classes, multilabel):
+    metric = classification_metrics(classes, multilabel)["mcc"]
+    if multilabel:
+        guess, labels = torch.full((5, classes), 0.1), torch.eye(5)[:, :classes].long()
+    else:
+        guess = torch.tensor([[0.8] + [0.2 / (classes - 1)] * (classes - 1)] * 5)
+        labels = torch.tensor([0, 1, 0, 0, 1])
+    metric.update(guess, labels)
+    value = metric.compute()
+    assert (value[""] if isinstance(value, dict) else value).item() == 0.0

@@ -32,9 +32,12 @@ def trained_backbone(run: str, choice: Backbone, seed: int) -> SequenceBackbone:
         torch.manual_seed(seed)
         task.backbone = choice.build()
     ours = {  # optimiser and random states are of no use here, nor is the head of that task
-        group: {key: value for key, value in tensors.get(group, {}).items() if ".model." in key}
-        for group in ("model", "adapter_model")
+        group: {k: v for k, v in tensors.get(group, {}).items() if k.startswith(start)}
+        for group, start in (("model", checkpoint.OURS), ("adapter_model", checkpoint.PEFT))
     }
+    trained = checkpoint.join_lora(ours)
+    for name, parameter in task.named_parameters():  # a recipe may freeze what its settings do not
+        parameter.requires_grad_(parameter.requires_grad and name in trained)
     checkpoint.restore(task, ours, saved, path)
     merge(task.backbone)
     return task.backbone.requires_grad_(True)

@@ -188,7 +188,8 @@ class HuggingFaceBackbone(SequenceBackbone):
         merge(self)
         stand_ins = {name: self.encoder.get_submodule(name) for name in self.set_aside}
         _put(self.encoder, self.set_aside)
-        self.model.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
         _put(self.encoder, stand_ins)
         self.tokenizer.save(folder)
 

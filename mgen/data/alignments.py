@@ -20,7 +20,7 @@ LEAST_IDENTITY = 0.5  # of a sequence and the query of its file, which may be it
 
 def alignment(table: Table, row: dict[str, Any]) -> list[str] | None:
     """The aligned rows of a cell; of a file without its first record, the query."""
-    cell = row[table.msa_col]
+    cell = row.get(table.msa_col)
     if cell in (None, ""):
         return None
     if isinstance(cell, list):
@@ -40,7 +40,7 @@ def alignment(table: Table, row: dict[str, Any]) -> list[str] | None:
 
 def structure(table: Table, row: dict[str, Any]) -> list[list[float]] | np.ndarray | None:
     """The numbers of a cell, (residues, channels)."""
-    cell = row[table.structure_col]
+    cell = row.get(table.structure_col)
     if cell in (None, ""):
         return None
     return (

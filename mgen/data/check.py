@@ -53,9 +53,11 @@ def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -
     reading = _Reading(tokenizer)
     missing, outside, too_long, cut_off = Problem(), Problem(), Problem(), Problem()
     lower, converted, num_letters, lost, longest, dropped = 0, 0, 0, 0, 0, 0
+    like_dna, other = tokenizer.modality == "protein", ~_marked(f"ACGTUNacgtun{SPACES}")
     for numbered, block in rows.chunks(_columns(rows), indices):
         texts, lengths = reading.read(rows, block.column(column))
         is_outside = texts.rows_with(reading.is_outside)
+        like_dna &= not texts.count(other)
         _count(missing, numbered, lengths == 0)
         _count(outside, numbered, is_outside)
         num_letters += texts.count(reading.is_outside & reading.starts_letter)
@@ -99,6 +101,8 @@ def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -
         )
     elif too_long.count:
         notes.append(_shortened(rows, tokenizer, too_long, lost, total))
+    if like_dna:
+        notes.append("all sequences are of A, C, G, T, U, N alone, but this model reads protein")
     if cut_off.count:
         notes.append(
             f"{cut_off.count:,} of {total:,} alignments do not fit into {tokenizer.max_length:,} "
@@ -137,7 +141,8 @@ def _tokens(rows: Rows, tokenizer: Reads, numbered: np.ndarray, block: pa.Table)
             try:
                 tokenizer.lengths(rows.table.inputs([row]))
             except InputError as error:
-                raise InputError(f"{place(rows, number, rows.table.x_col)}: {error}") from None
+                column = _columns(rows)[-1]  # what is not the sequence's own fault
+                raise InputError(f"{place(rows, number, column)}: {error}") from None
         raise
 
 
