@@ -33,13 +33,15 @@ def load_run(
     recipe: str | Path = "",
     revision: str = "main",
     backbone: str | Path = "",
+    remote_code: bool = False,
 ) -> "Run":
     """A trained run, of a folder or the hub: `.predict(rows)` gives its prediction file's columns.
 
     `recipe` is the file of the run's task where it is not one of the recipes beside the package,
     `backbone` the base of a bundle where it has another name or folder here; another base than that
-    which the run was trained on is refused. `revision` is that of a run on the hub.
+    which the run was trained on is refused. `revision` is that of a run on the hub. `remote_code`
+    lets the Python files run that the backbone of some runs brings along.
     """
     from mgen.apply import Run
 
-    return Run(name, checkpoint, recipe, revision, backbone)
+    return Run(name, checkpoint, recipe, revision, backbone, remote_code)

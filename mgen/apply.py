@@ -32,8 +32,9 @@ class Run:
         recipe: str | Path = "",
         revision: str = "main",
         backbone: str | Path = "",
+        remote_code: bool = False,
     ) -> None:
-        self.folder = folder = existing_run(str(name), revision=revision)
+        self.folder = folder = existing_run(str(name), "", revision, remote_code)
         recipe = recipe_of(folder, recipe)
         module = _module(recipe)
         tasks = [

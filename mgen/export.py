@@ -47,6 +47,7 @@ class Export:
     base: str = ""  # hub id of the backbone where the run read it from a folder
     recipe: str = ""  # file of the run's task where it is not one of the recipes beside the package
     push_to_hub: str = ""  # USER/NAME on the hub to upload the folder to
+    remote_code: bool = False  # let the Python files run that the run's backbone brings along
     private: bool = False  # if it is made on the hub now: only its owner sees it
 
 
@@ -54,7 +55,8 @@ def export(options: Export) -> Path:
     """Write the folder, whole or not at all, then push it. Raises InputError."""
     if options.push_to_hub:
         hub.check_push(options.push_to_hub)
-    run, folder = existing_run(options.run), Path(options.folder)
+    run = existing_run(options.run, remote_code=options.remote_code)
+    folder = Path(options.folder)
     source, settings = checkpoint_of(run, options.checkpoint), saved_settings(run)
     _check(run, settings, options.bundle)
     if options.base:

@@ -21,10 +21,13 @@ from mgen.report import console
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "torchmetrics", "peft", "mgen")
 
 
-def existing_run(path: str, recipe: str = "", revision: str = "main") -> Path:
+def existing_run(
+    path: str, recipe: str = "", revision: str = "main", remote_code: bool = False
+) -> Path:
     """The folder of a run, of `recipe` if that is given; a hub id is downloaded.
 
-    Raises InputError, also for a download that asks for code of its own to be run.
+    Raises InputError, also for a run whose backbone would run code of its own: a folder that may
+    come from anyone cannot ask for that, only `remote_code` of whoever uses it can.
     """
     fetched = hub.is_hub_id(path)
     folder = hub.download(path, revision) if fetched else Path(path)
@@ -32,10 +35,16 @@ def existing_run(path: str, recipe: str = "", revision: str = "main") -> Path:
         raise InputError(f"--run {path}: not a run directory (it has no config.yaml)")
     if not (folder / "config.yaml").stat().st_size:
         raise InputError(f"--run {path}: damaged, its config.yaml is empty")
-    if fetched and saved_settings(folder)["backbone"].get("remote_code"):
+    has_code = saved_settings(folder)["backbone"].get("remote_code")
+    if has_code and fetched:
         raise InputError(
             f"--run {path}: its backbone brings Python files of its own, which are not run for a "
             "name of the hub. Download it (`hf download`), read them, and give the folder's path"
+        )
+    if has_code and not remote_code:
+        raise InputError(
+            f"--run {path}: its backbone brings Python files of its own, which run only with "
+            "--backbone.remote-code (remote_code=True). Read them first: they can do what you can"
         )
     made_by = [session["recipe"] for session in sessions(folder)]
     if recipe and made_by and made_by[0] != recipe:

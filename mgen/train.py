@@ -86,7 +86,7 @@ def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
                 "--data.path, or --data.test-path and --data.valid-path for test and validate"
             )
         revision = flag_values(flags, "revision") or ["main"]
-        source = existing_run(given[-1], recipe, revision[-1])
+        source = existing_run(given[-1], recipe, revision[-1], "--backbone.remote-code" in flags)
         moved = flag_values(flags, "backbone") or [""]
         defaults = from_yaml(defaults, source / "config.yaml", moved[-1])
     usage = f"{inspect.getdoc(sys.modules[task_type.__module__])}\n\nVerbs: {', '.join(verbs)}."
@@ -369,7 +369,7 @@ def load_task(
 
     `backbone` is the name or folder of its base where that is not the one it was trained under.
     """
-    folder = existing_run(str(folder))
+    folder = existing_run(str(folder), remote_code=True)  # `Run` has asked
     path = checkpoint_of(folder, name)
     task = task_type(from_yaml(config_type(), folder / "config.yaml", backbone))
     tensors, saved = checkpoint.load(path)

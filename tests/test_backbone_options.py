@@ -175,6 +175,12 @@ def test_rounded_weights_stay_close_and_take_lora(bits, distance):
         merge(network)
 
 
+@pytest.mark.parametrize("option", ["dropout", "lora_dropout"])
+def test_a_dropout_that_is_no_share_is_refused(option):
+    with pytest.raises(InputError, match=f"{option.replace('_', '-')} 2.0: expected a share"):
+        backbone("aido_dna_debug", **{option: 2.0}).tokenizer()
+
+
 def test_modules_that_need_full_precision_keep_it():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     network[1].full_precision = True

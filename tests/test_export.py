@@ -546,6 +546,19 @@ def test_a_run_of_the_hub_cannot_ask_for_its_own_code(bundle, hub):
         mgen.load_run(NAME)
 
 
+def test_a_folder_cannot_ask_for_its_own_code_either(bundle, place, tmp_path, capfd):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(
+        config.replace("  frozen:", "  remote_code: true\n  frozen:")
+    )
+    with pytest.raises(InputError, match="run only with --backbone.remote-code"):
+        mgen.load_run(folder)
+    assert tiny.command(place, "predict", "--run", str(folder)) == 2
+    with pytest.raises(InputError, match="run only with --backbone.remote-code"):
+        export.export(export.Export(run=str(folder), folder=str(tmp_path / "x"), bundle=True))
+
+
 def test_a_name_that_neither_hub_nor_disk_knows(hub):
     with pytest.raises(InputError, match="someone/nothing .*no such folder"):
         mgen.load_run("someone/nothing")

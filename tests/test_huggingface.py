@@ -729,3 +729,25 @@ def test_weights_for_other_code_hint_at_it(copied):
     change_config(folder, auto_map={"AutoModel": "modeling_own.Own"})
     change_weights(folder, lambda tensors: tensors.pop("esmc.norm.weight"))
     refused(folder, r"(?s)missing: esmc.norm.weight.*code of its own \(modeling_own.py\)")
+
+
+def test_a_task_can_have_one_weight_per_position(made, tmp_path):
+    import dataclasses
+
+    import tiny
+
+    from mgen.adapters import adapter
+
+    cfg = tiny.settings(tmp_path)
+    (tmp_path / "rows.tsv").write_text(
+        "sequence\tlabel\tpart\n"
+        + "".join(
+            f"ACGT\t{i}.5\t{part}\n" for i, part in enumerate(("train", "train", "valid", "test"))
+        )
+    )
+    cfg = dataclasses.replace(
+        cfg, backbone=backbone(str(made("llama").folder)), adapter=adapter("flatten_linear")
+    )
+    task, _ = tiny.prepared(cfg)
+    length = task.facts["tokens"]
+    assert task.head.linear.in_features == length * task.backbone.width

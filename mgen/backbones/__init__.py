@@ -159,6 +159,10 @@ class Backbone(Choice):
                 raise InputError(f"{flag} needs --backbone.lora-rank above 0")
         if self.lora_rank < 0 or self.max_length < 0:
             raise InputError("--backbone.lora-rank and --backbone.max-length are 0 or more")
+        for name in ("dropout", "lora_dropout"):
+            if not 0 <= vars(self).get(name, 0.0) < 1:
+                flag = f"--backbone.{name.replace('_', '-')}"
+                raise InputError(f"{flag} {vars(self)[name]}: expected a share from 0 to below 1")
         if self.quantise and not (self.frozen or self.lora_rank):
             raise InputError(
                 f"--backbone.quantise {self.quantise}: rounded weights cannot train. Set "
@@ -212,6 +216,11 @@ def _base(choice: Backbone) -> Backbone:
     if not _is_run(choice.name):
         return choice
     began = _base(_began(_settings(choice.name)))
+    if vars(began).get("remote_code") and not vars(choice).get("remote_code"):
+        raise InputError(
+            f"--backbone {choice.name}: the network of this run is Python code of its checkpoint, "
+            "which runs only with --backbone.remote-code"
+        )
     shared = {f.name: getattr(choice, f.name) for f in fields(Backbone)}
     shared |= {"name": began.name, "revision": began.revision}
     return replace(began, **shared)

@@ -39,6 +39,8 @@ class HuggingFaceTokenizer:
         remote_code: the checkpoint's own tokenizer class may run.
     """
 
+    has_context = False  # as of `Tokenizer`
+
     def __init__(
         self,
         source: str,
