@@ -371,7 +371,11 @@ def load_task(
     """
     folder = existing_run(str(folder), remote_code=True)  # `Run` has asked
     path = checkpoint_of(folder, name)
-    task = task_type(from_yaml(config_type(), folder / "config.yaml", backbone))
+    try:
+        cfg = from_yaml(config_type(), folder / "config.yaml", backbone)
+    except SystemExit:  # what is wrong was printed
+        raise InputError(f"{folder / 'config.yaml'}: not settings of this recipe") from None
+    task = task_type(cfg)
     tensors, saved = checkpoint.load(path)
     task.facts = saved["facts"]
     seed_everything(task.cfg.train.seed)

@@ -70,6 +70,14 @@ def test_all_linear_adapts_every_linear_layer_of_the_encoder_alone():
     assert adapted == encoder and len(encoder) == 2 * 7
 
 
+def test_all_linear_leaves_the_contact_head_of_esm_alone():
+    network = load_backbone(
+        "esm2_8m", random_weights=True, lora_rank=2, lora_targets=("all-linear",)
+    )
+    network.train()(network.tokenize(["MKV", "A"])).square().sum().backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
 def test_a_wrong_target_beside_all_linear_is_refused():
     with pytest.raises(InputError, match="called 'querry'"):
         load_backbone("aido_dna_debug", lora_rank=2, lora_targets=("all-linear", "querry"))
@@ -253,6 +261,11 @@ def test_a_task_starts_from_the_backbone_of_another_run(kind, runs):
     again = load_backbone(str(folder), lora_rank=3, max_length=6, truncate="window")
     assert again.tokenizer.max_length == 6
     assert all(".lora_" in n for n, p in again.named_parameters() if p.requires_grad)
+
+
+def test_dropout_and_recomputation_are_those_asked_for_now(runs):
+    taken = load_backbone(str(runs["full"][0]), dropout=0.3)
+    assert {m.p for m in taken.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
 
 
 def test_a_run_without_a_checkpoint_or_with_a_damaged_one_is_refused(runs, tmp_path):

@@ -375,6 +375,44 @@ def test_an_index_that_leaves_the_folder_is_refused(shard, checkpoint):
         load_backbone(str(checkpoint))
 
 
+def test_of_a_tensor_in_two_shards_that_of_the_index_is_read(checkpoint):
+    expected, stored = load_backbone(str(checkpoint)).fingerprint(), tensors(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    key = "bert.encoder.ln.weight"
+    save_file(stored, checkpoint / "a.safetensors")
+    other = next(name for name in stored if name != key)
+    save_file({key: stored[key] + 1, other: stored[other]}, checkpoint / "b.safetensors")
+    weight_map = dict.fromkeys(stored, "a.safetensors") | {other: "b.safetensors"}
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert load_backbone(str(checkpoint)).fingerprint() == expected
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t: t.fill_(float("nan")), "holds values that are not finite"),
+        (lambda t: t.to(torch.int8), "is stored as torch.int8"),
+    ],
+)
+def test_weights_that_are_no_numbers_of_a_network_are_refused(spoil, says, checkpoint):
+    stored = tensors(checkpoint)
+    stored["bert.encoder.ln.weight"] = spoil(stored["bert.encoder.ln.weight"].clone())
+    rewrite(checkpoint, stored)
+    with pytest.raises(InputError, match=f"bert.encoder.ln.weight {says}"):
+        load_backbone(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": -4}, {"num_attention_heads": 0}, {"vocab_size": "8"}]
+)
+def test_sizes_that_are_none_are_refused(change, checkpoint):
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match="expected a whole number above 0"):
+        load_backbone(str(checkpoint))
+
+
 def test_a_missing_shard_is_named(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     index = checkpoint / "model.safetensors.index.json"

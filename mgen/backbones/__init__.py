@@ -9,6 +9,7 @@ Importing this loads no torch, so that listings and checks of flags are quick.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -141,7 +142,10 @@ class Backbone(Choice):
 
         settings = _settings(self.name)
         reading = ("max_length", "truncate", "unknown", "as_written", "device_map")
-        began = replace(_began(settings), **{name: getattr(self, name) for name in reading})
+        began = _began(settings)
+        own = {"dropout"} & vars(began).keys()
+        options = {name: getattr(self, name) for name in (*reading, *own)}
+        began = replace(began, gradient_checkpointing=False, **options)
         network = trained_backbone(self.name, began, settings["train"]["seed"])
         cast(network, self.dtype)
         return network
@@ -157,8 +161,10 @@ class Backbone(Choice):
             if getattr(self, name) and not self.lora_rank:
                 flag = f"--backbone.{name.replace('_', '-')}"
                 raise InputError(f"{flag} needs --backbone.lora-rank above 0")
-        if self.lora_rank < 0 or self.max_length < 0:
-            raise InputError("--backbone.lora-rank and --backbone.max-length are 0 or more")
+        for name in ("lora_rank", "max_length", "lora_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                flag = f"--backbone.{name.replace('_', '-')}"
+                raise InputError(f"{flag} {getattr(self, name)}: expected 0 or more")
         for name in ("dropout", "lora_dropout"):
             if not 0 <= vars(self).get(name, 0.0) < 1:
                 flag = f"--backbone.{name.replace('_', '-')}"

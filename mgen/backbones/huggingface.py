@@ -35,7 +35,7 @@ from mgen.io.weights import fetch, list_weights
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 POSITIONS = re.compile(r"(^|[._])(position_embeddings?|embed_positions|positions_embed|wpe)$")
 # Their hidden states depend on padding although it is masked: rows go in one by one.
-LEAKS = ("convbert", "nystromformer", "yoso")
+LEAKS = ("convbert", "mobilebert", "nystromformer", "yoso")
 
 
 class Sizes(NamedTuple):

@@ -24,7 +24,10 @@ def adapt(network: SequenceBackbone, choice: Backbone) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    layers = {name for name, module in network.encoder.named_modules() if _is_linear(module)}
+    # Heads that lie within the encoder, such as that of contacts, give no hidden state.
+    heads = {part for head in network.heads for part in head.modules()}
+    parts = [(n, m) for n, m in network.encoder.named_modules() if m not in heads]
+    layers = {name for name, module in parts if _is_linear(module)}
     last = sorted({name.rpartition(".")[2] for name in layers})
     if not layers:
         raise InputError(f"{choice.name} has no weights for LoRA; drop --backbone.lora-rank")

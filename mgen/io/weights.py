@@ -21,6 +21,7 @@ from mgen.config import InputError
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 OLD_NORMS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+FORMATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BUFFERS = (".inv_freq", ".position_ids")  # recomputed from the config, so dropped where stored
 
 
@@ -108,7 +109,9 @@ def list_weights(folder: Path) -> Tensors:
             raise InputError(f"{path}: shard '{shard}' is not a plain file name beside the index")
         if not (folder / shard).is_file():
             raise InputError(f"{folder}: shard {shard} is missing; {path.name} lists it")
-        tensors |= _list_tensors(folder / shard)
+        found = _list_tensors(folder / shard)
+        # A tensor may lie in other shards too: that of the index is meant.
+        tensors |= {key: t for key, t in found.items() if shards.get(key, shard) == shard}
     if missing := sorted(set(shards) - set(tensors)):
         raise InputError(f"{folder}: the shards lack tensors that {path.name} lists: {missing}")
     return tensors
@@ -164,7 +167,15 @@ def load_state(module: nn.Module, tensors: Tensors, source: str) -> None:
         raise InputError(f"{source}: {len(problems)} tensors do not fit config.json:\n  {lines}")
     with torch.no_grad():
         for key, tensor in expected.items():
-            tensor.copy_(tensors[key].read())
+            stored = tensors[key].read()
+            if tensor.is_floating_point() and stored.dtype not in FORMATS:
+                raise InputError(
+                    f"{source}: {key} is stored as {stored.dtype}; expected one of "
+                    f"{', '.join(map(str, FORMATS))}"
+                )
+            if not stored.isfinite().all():
+                raise InputError(f"{source}: {key} holds values that are not finite")
+            tensor.copy_(stored)
 
 
 def _json(path: Path) -> object:

@@ -36,6 +36,10 @@ class EncoderConfig:
                     f"config.json: {name} {getattr(self, name)!r} is not supported; "
                     f"expected {' or '.join(map(repr, known))}"
                 )
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        for name in (*sizes, "intermediate_size", "max_position_embeddings"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise InputError(f"config.json: {name} {value!r}: expected a whole number above 0")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"config.json: hidden_size {self.hidden_size} is not a multiple of "
