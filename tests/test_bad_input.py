@@ -606,7 +606,7 @@ def test_a_checkpoint_that_is_none_is_refused(name, one, refused):
 
 
 DAMAGE = {
-    "config.yaml": "cannot be read as YAML",
+    "config.yaml": "not the settings of a run, or damaged",
     "checkpoints/best/facts.json": "facts.json has 3 bytes instead of",
     "checkpoints/best/model.safetensors": "model.safetensors has 3 bytes instead of",
     "checkpoints/best/complete.json": "complete.json is damaged",
