@@ -130,7 +130,7 @@ class Card:
 
     def _is_of_run(self) -> bool:
         """Whether the backbone had been trained by another run before."""
-        return self.settings["backbone"]["name"] not in (self.base, "") and not self.bundle
+        return self.settings["backbone"]["name"] != self.base
 
     def _data(self) -> dict[str, str]:
         data, splits = self.settings["data"], self.session.get("splits", {})

@@ -25,7 +25,7 @@ from torch import nn
 
 from mgen import checkpoint, hub
 from mgen.apply import Run, recipe_of
-from mgen.backbones import Backbone, backbone
+from mgen.backbones import Backbone, backbone, is_run
 from mgen.backbones.zoo import find
 from mgen.card import Card
 from mgen.config import InputError, to_yaml
@@ -84,11 +84,10 @@ def _check(run: Path, settings: dict, bundle: bool) -> None:
     tuned = settings["backbone"]
     if tuned["name"] == ".":
         raise InputError(f"{run}: is a full export already. Copy or push that folder as it is")
-    name = Path(tuned["name"])
-    if bundle and (name / "config.yaml").is_file() and not (name / "config.json").is_file():
+    if bundle and is_run(tuned["name"]):
         raise InputError(
-            f"{run}: its backbone is the one that another run, {name}, has trained, and which a "
-            "bundle leaves out. Leave out --bundle for a full export"
+            f"{run}: its backbone is the one that another run, {tuned['name']}, has trained, and "
+            "which a bundle leaves out. Leave out --bundle for a full export"
         )
     if not bundle and tuned.get("quantise"):
         raise InputError(
@@ -251,7 +250,7 @@ def _describe(
 def _base(settings: dict) -> tuple:
     """Name and zoo entry of the backbone that a run began with, also through other runs."""
     name = settings["backbone"]["name"]
-    while (Path(name) / "config.yaml").is_file() and not (Path(name) / "config.json").is_file():
+    while is_run(name):
         name = saved_settings(Path(name))["backbone"]["name"]
     return name, find(name)
 

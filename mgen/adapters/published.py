@@ -13,7 +13,7 @@ from mgen.adapters.pooling import cls_pool, mean_pool, positions, share_option_h
 from mgen.config import InputError
 
 
-@ADAPTERS.register("lm_head", "per token", "is lent")
+@ADAPTERS.register("lm_head", "per token")
 class LMHead(nn.Module):
     """The language-model head of the checkpoint, with its weights: (B, L, D) -> (B, L, V).
 

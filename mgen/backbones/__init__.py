@@ -124,11 +124,7 @@ class Backbone(Choice):
             head.requires_grad_(False)
         if self.frozen:
             network.requires_grad_(False)
-        if self.quantise and torch.get_default_device().type != "meta":
-            if not torch.cuda.is_available():
-                raise InputError(
-                    f"--backbone.quantise {self.quantise} needs a CUDA device; drop it"
-                )
+        if self.quantise and not is_shape:
             memory.quantise(network, self.quantise)
         if self.lora_rank:
             lora.adapt(network, self)
@@ -157,24 +153,21 @@ class Backbone(Choice):
                 "keeps the weights and trains small matrices beside them. Drop --backbone.frozen, "
                 "or set --backbone.lora-rank 0."
             )
-        for name in ("lora_targets", "lora_rslora", "lora_dora"):
-            if getattr(self, name) and not self.lora_rank:
-                flag = f"--backbone.{name.replace('_', '-')}"
-                raise InputError(f"{flag} needs --backbone.lora-rank above 0")
-        for name in ("lora_rank", "max_length", "lora_alpha"):
-            if not 0 <= getattr(self, name) < math.inf:
-                flag = f"--backbone.{name.replace('_', '-')}"
-                raise InputError(f"{flag} {getattr(self, name)}: expected 0 or more")
-        for name in ("dropout", "lora_dropout"):
-            if not 0 <= vars(self).get(name, 0.0) < 1:
-                flag = f"--backbone.{name.replace('_', '-')}"
-                raise InputError(f"{flag} {vars(self)[name]}: expected a share from 0 to below 1")
+        for name, value in vars(self).items():
+            flag = f"--backbone.{name.replace('_', '-')}"
+            if name in ("lora_targets", "lora_rslora", "lora_dora"):
+                if value and not self.lora_rank:
+                    raise InputError(f"{flag} needs --backbone.lora-rank above 0")
+            elif name in ("dropout", "lora_dropout"):
+                if not 0 <= value < 1:
+                    raise InputError(f"{flag} {value}: expected a share from 0 to below 1")
+            elif isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise InputError(f"{flag} {value}: expected 0 or more")
         if self.quantise and not (self.frozen or self.lora_rank):
             raise InputError(
                 f"--backbone.quantise {self.quantise}: rounded weights cannot train. Set "
                 "--backbone.lora-rank, or --backbone.frozen"
             )
-
         if self.device_map and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise InputError(
                 "--backbone.device-map auto is for one process, which then uses every device; "
@@ -196,7 +189,7 @@ class Backbone(Choice):
         return read_config(self.source, self.at)
 
 
-def _is_run(name: str) -> bool:
+def is_run(name: str) -> bool:
     """Whether a name is a run directory whose trained backbone is meant."""
     folder = Path(name)
     return (folder / "config.yaml").is_file() and not (folder / "config.json").is_file()
@@ -219,7 +212,7 @@ def _began(settings: dict) -> Backbone:
 
 def _base(choice: Backbone) -> Backbone:
     """`choice`, or where it names a run that of the network which the run began with."""
-    if not _is_run(choice.name):
+    if not is_run(choice.name):
         return choice
     began = _base(_began(_settings(choice.name)))
     if vars(began).get("remote_code") and not vars(choice).get("remote_code"):
@@ -236,7 +229,7 @@ def _family(name: str) -> str:
     """The family a name stands for. Raises InputError for a name, folder or id nobody knows."""
     if name in ZOO:
         return ZOO[name].family
-    if _is_run(name):
+    if is_run(name):
         return _family(_settings(name)["backbone"]["name"])
     if Path(name).is_dir():
         return _family_of(name)

@@ -29,9 +29,9 @@ class SequenceBackbone(nn.Module):
     """A tokenizer and a network with published parameter names in `self.model`.
 
     A family gives `read` (config.json to a config), `alphabet`, `rename` (a checkpoint's tensors to
-    published names), the facts below and its heads. `forward` and `hidden_states` read only
-    input_ids and attention_mask (B, L) and give float32 whatever the dtype of the weights, so that
-    heads never depend on it.
+    published names), the facts below and its heads. `forward` and `hidden_states` take what
+    `tokenize` gives and return float32 whatever the dtype of the weights, so that heads never
+    depend on it.
     """
 
     modality_by_default: ClassVar[str]  # of a checkpoint that has no name in the zoo
