@@ -9,11 +9,16 @@ promoter_classes_tiny   label = truth, except that a share MISLABELLED of the ro
                         the other two classes: no model can exceed an accuracy of 1 - MISLABELLED.
 peptides_tiny           label ~ Bernoulli(truth): no model can exceed, on average, an accuracy of
                         mean(max(truth, 1 - truth)).
+hairpins_tiny           stem-loops of RNA: `structure` in dot-bracket, `pairs` as [i, j] from 0
+paired_sites_tiny       DNA in which the positions of PAIRED_SITES are complementary, always
+gc_content_tiny         label = share of G and C
+modifications_tiny      three 0/1 labels: whether a motif occurs
 
 All sequences are drawn independently, so that a random split is an honest one.
 """
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +37,11 @@ SIGMA = {
     "nitrogen": ("TGGCAC", 5, "TTGCTT", 0.4),
 }
 
-Row = tuple[str, str, str]  # sequence, label, truth
+# Pairs of positions, counted from 0, that are complementary in paired_sites_tiny.
+PAIRED_SITES = ((2, 9), (4, 15), (7, 21), (11, 18), (13, 22))
+MOTIFS = ("GGACU", "UGUAA", "CAGCA")  # of modifications_tiny
+
+Row = tuple[str, ...]  # sequence, then what HEADERS names
 
 
 def promoters(rows: int = 1250, seed: int = 1) -> list[Row]:
@@ -121,16 +130,90 @@ def peptides(rows: int = 900, seed: int = 3) -> list[Row]:
     return table
 
 
+def hairpins(rows: int = 600, seed: int = 4) -> list[Row]:
+    """RNA of 24-48 nt with one or two stem-loops: dot-bracket structure and its pairs.
+
+    A stem has 4-6 pairs, A-U, C-G or (one in five) G-U, around a loop of 4-6 nt. What is unpaired
+    is drawn from a composition rich in A, what is paired is not: the easier half of the signal.
+    """
+    rng = np.random.default_rng(seed)
+    partners = {"A": "U", "U": "A", "C": "G", "G": "C"}
+    table = []
+    for _ in range(rows):
+        sequence, structure = _unpaired(rng, int(rng.integers(2, 6))), ""
+        for _ in range(int(rng.integers(1, 3))):
+            structure += "." * (len(sequence) - len(structure))
+            pairs, loop = int(rng.integers(4, 7)), int(rng.integers(4, 7))
+            left = "".join(rng.choice(list("ACGU"), size=pairs))
+            right = [
+                "U" if base == "G" and rng.random() < 0.2 else partners[base] for base in left[::-1]
+            ]
+            sequence += left + _unpaired(rng, loop) + "".join(right)
+            structure += "(" * pairs + "." * loop + ")" * pairs
+            sequence += _unpaired(rng, int(rng.integers(2, 6)))
+        structure += "." * (len(sequence) - len(structure))
+        table.append((sequence, structure, json.dumps(_pairs(structure))))
+    return table
+
+
+def paired_sites(rows: int = 800, seed: int = 5) -> list[Row]:
+    """DNA of 24 bp, all letters alike, except that each pair of PAIRED_SITES is complementary."""
+    rng = np.random.default_rng(seed)
+    table = []
+    for _ in range(rows):
+        letters = list(_random_dna(rng, 0.5, 24))
+        for i, j in PAIRED_SITES:
+            letters[j] = letters[i].translate(COMPLEMENT)
+        table.append(("".join(letters),))
+    return table
+
+
+def gc_content(rows: int = 1000, seed: int = 6) -> list[Row]:
+    """DNA of 24 bp and its share of G and C, all shares alike."""
+    rng = np.random.default_rng(seed)
+    table = []
+    for _ in range(rows):
+        strong = int(rng.integers(0, 25))
+        letters = [*rng.choice(list("GC"), size=strong), *rng.choice(list("AT"), size=24 - strong)]
+        table.append(("".join(rng.permutation(letters)), f"{strong / 24:.4f}"))
+    return table
+
+
+def modifications(rows: int = 600, seed: int = 7) -> list[Row]:
+    """RNA of 30 nt and, for each of MOTIFS, whether it occurs; each does in about 0.4 of rows."""
+    rng = np.random.default_rng(seed)
+    table = []
+    for _ in range(rows):
+        letters = list(rng.choice(list("ACGU"), size=30))
+        for place, motif in zip((0, 10, 20), MOTIFS, strict=True):
+            if rng.random() < 0.4:
+                start = place + int(rng.integers(0, 6))
+                letters[start : start + 5] = motif
+        sequence = "".join(letters)
+        table.append((sequence, *(str(int(motif in sequence)) for motif in MOTIFS)))
+    return table
+
+
 SETS = {
     "promoters_tiny": promoters,
     "promoter_classes_tiny": promoter_classes,
     "peptides_tiny": peptides,
+    "hairpins_tiny": hairpins,
+    "paired_sites_tiny": paired_sites,
+    "gc_content_tiny": gc_content,
+    "modifications_tiny": modifications,
+}
+HEADERS = {  # columns after id and sequence
+    "hairpins_tiny": ("structure", "pairs"),
+    "paired_sites_tiny": (),
+    "gc_content_tiny": ("label",),
+    "modifications_tiny": ("motif_a", "motif_b", "motif_c"),
 }
 
 
 def as_tsv(name: str) -> str:
-    """The simulated set `name` as the text of its file: id, sequence, label, truth."""
-    lines = ["id\tsequence\tlabel\ttruth"]
+    """The simulated set `name` as the text of its file: id, sequence and its labels."""
+    lines = ["\t".join(["id", "sequence", *HEADERS.get(name, ("label", "truth"))])]
     lines += [f"{name[:2]}{i}\t" + "\t".join(row) for i, row in enumerate(SETS[name](), start=1)]
     return "\n".join(lines) + "\n"
 
@@ -146,6 +229,21 @@ def main(folder: Path = BUNDLED) -> None:
 def _random_dna(rng: np.random.Generator, at: float, length: int) -> str:
     shares = [at / 2, at / 2, (1 - at) / 2, (1 - at) / 2]
     return "".join(np.array(list("ATCG"))[rng.choice(4, size=length, p=shares)])
+
+
+def _unpaired(rng: np.random.Generator, length: int) -> str:
+    return "".join(rng.choice(list("ACGU"), size=length, p=[0.55, 0.15, 0.15, 0.15]))
+
+
+def _pairs(structure: str) -> list[list[int]]:
+    """Pairs of a dot-bracket text, from 0, by their first position."""
+    opened, pairs = [], []
+    for position, letter in enumerate(structure):
+        if letter == "(":
+            opened.append(position)
+        elif letter == ")":
+            pairs.append([opened.pop(), position])
+    return sorted(pairs)
 
 
 def _other_strand(sequence: str) -> str:

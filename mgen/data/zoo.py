@@ -10,13 +10,20 @@ SIMULATED = {
     "promoters_tiny": "regression: log strength of 1,250 simulated DNA promoters",
     "promoter_classes_tiny": "three classes: sigma factor of 900 simulated DNA promoters",
     "peptides_tiny": "two classes: activity of 900 simulated peptides",
+    "hairpins_tiny": "residues and pairs: stem-loops of 600 simulated RNAs",
+    "paired_sites_tiny": "no labels: 800 simulated DNAs with five complementary pairs of sites",
+    "gc_content_tiny": "regression: share of G and C of 1,000 simulated DNAs",
+    "modifications_tiny": "three labels at once: motifs in 600 simulated RNAs",
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "promoters_tiny": {"truth_col": "truth"},
+    "promoter_classes_tiny": {"truth_col": "truth"},
+    "hairpins_tiny": {"y_cols": ("structure",)},
+    "paired_sites_tiny": {"y_cols": ()},
+    "modifications_tiny": {"y_cols": ("motif_a", "motif_b", "motif_c")},
 }
 TABLES = {
-    name: Table(
-        name=name,
-        path=f"bundled:{name}.tsv.gz",
-        truth_col="truth" if name.startswith("promoter") else "",
-    )
+    name: Table(name=name, path=f"bundled:{name}.tsv.gz", **OPTIONS.get(name, {}))
     for name in SIMULATED
 }
 
