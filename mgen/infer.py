@@ -86,8 +86,9 @@ def infer(
                     part, count = summed(task.loss(outputs, batch))
                     total, weight = total + part.item(), weight + count.item()
             if metrics:
-                compared = task.scores(outputs, batch)
-                scores.append([batch["row"].cpu(), *(tensor.float().cpu() for tensor in compared)])
+                *compared, owner = (*task.scores(outputs, batch), None)[:3]
+                numbers = batch["row"] if owner is None else batch["row"][owner]
+                scores.append([numbers.cpu(), *(tensor.float().cpu() for tensor in compared)])
             if writer:
                 pieces.append({"row": batch["row"], **task.predictions(outputs, batch)})
                 if last:
@@ -102,7 +103,8 @@ def infer(
 
         scores, sums = gather_object(scores), torch.stack(gather_object([sums])).sum(0)
     numbers, *compared = (torch.cat(column) for column in zip(*scores, strict=True))
-    compared = [column[torch.argsort(numbers)] for column in compared]
+    order = torch.argsort(numbers, stable=True)
+    compared = [column[order] for column in compared]
     for metric in metrics.values():
         metric.update(*compared)
     return {"loss": (sums[0] / sums[1]).item(), **results(metrics)}, compared

@@ -19,9 +19,10 @@ class Task(nn.Module):
     """A backbone, a head and what is measured, for one config.
 
     Filled in by a recipe: `build`, `collate`, `forward`, `loss`, `metrics` and, where they mean
-    something, `learn`, `predictions`, `scores`, `references`, `figures`. Attributes: `cfg`;
-    `tokenizer`, which needs no weights; `facts`, what was learned from the training rows (class
-    names, label scale) and is kept with a run; after `setup` also `backbone`.
+    something, `learn`, `values`, `columns`, `predictions`, `scores`, `references`, `figures`,
+    `finish`. Attributes: `cfg`; `tokenizer`, which needs no weights; `facts`, what was learned from
+    the training rows (class names, label scale) and is kept with a run; after `setup` also
+    `backbone`.
     """
 
     trains = True  # False: the recipe only predicts
@@ -137,13 +138,29 @@ class Task(nn.Module):
         """Names to torchmetrics objects."""
         return {}
 
-    def scores(self, outputs: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
-        """What the metrics compare: predictions and labels."""
-        return outputs, batch["labels"]
+    def values(self, outputs: Tensor, batch: dict) -> Tensor:
+        """Outputs in the user's units (unscaled numbers, probabilities), the row first."""
+        return outputs
+
+    def scores(self, outputs: Tensor, batch: dict) -> tuple[Tensor, ...]:
+        """What the metrics compare: predictions and labels, one entry of each per row.
+
+        Where rows have other numbers of entries (tokens, pairs), a third tensor says for each entry
+        which place of the batch its row has.
+        """
+        return self.values(outputs, batch), batch["labels"]
+
+    def columns(self, values: Tensor) -> dict[str, Any]:
+        """`values` as columns of the prediction file."""
+        return {}
 
     def predictions(self, outputs: Tensor, batch: dict) -> dict[str, Any]:
         """Columns of the prediction file: lists, or tensors whose first axis is the row."""
-        return {}
+        return self.columns(self.values(outputs, batch))
+
+    def finish(self, file: Path, rows, indices: np.ndarray) -> list[Path]:
+        """Make further files from the finished prediction file of the rows `indices`."""
+        return []
 
     def references(self, rows, indices: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
         """Names to (predictions, labels) of yardsticks to print next to the test metrics."""

@@ -178,8 +178,11 @@ class Session:
         """Put a checkpoint's weights into the task."""
         checkpoint.restore(self.task, *checkpoint.load(path), path)
 
-    def predict(self, folder: Path, scored: bool) -> tuple[Path, dict[str, float], list]:
-        """One pass over the split with a prediction file; with `scored` also metrics."""
+    def predict(self, folder: Path, scored: bool) -> tuple[list[Path], dict[str, float], list]:
+        """One pass over the split: the prediction file and what the task makes of it.
+
+        With `scored` also metrics, and what they compared.
+        """
         launch, split, accelerator = self.launch, self.split, self.accelerator
         file = folder / "predictions" / f"{self.name}.{launch.format}"
         key = {
@@ -201,9 +204,11 @@ class Session:
                 metrics=metrics, writer=writer, columns=launch.columns, check=signals.check,
             )  # fmt: skip
         accelerator.wait_for_everyone()
+        files = [file]
         if accelerator.is_main_process:
             writer.finish()
-        return file, values, compared
+            files += self.task.finish(file, self.rows, self.rows.splits[split])
+        return files, values, compared
 
 
 # --------------------------------------------------------------------------- verbs
@@ -287,7 +292,7 @@ def _apply(session: Session) -> int:
             session.load(session.checkpoint)
             console.print(f"weights: {session.checkpoint}")
         if verb == "predict":
-            files = [session.predict(folder, scored=False)[0]]
+            files = session.predict(folder, scored=False)[0]
         else:
             values, files = _score(session, folder)
             if session.is_main:
@@ -305,7 +310,7 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
     from mgen.metrics import results
 
     task, rows, split = session.task, session.rows, session.split
-    file, values, compared = session.predict(folder, scored=True)
+    files, values, compared = session.predict(folder, scored=True)
     if log:
         step = checkpoint.step_of((folder / "checkpoints" / "best").resolve())
         log({"step": step, "split": split, **values})
@@ -321,7 +326,7 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
     title = f"{session.recipe}, {len(rows.splits[split]):,} {split} rows"
     metric_table(title, {split: values, **yardsticks})
     drawn = task.figures(folder / "figures" / session.name, *compared)
-    return values | yardsticks, [file, *drawn]
+    return values | yardsticks, [*files, *drawn]
 
 
 def _dry_run(session: Session) -> int:

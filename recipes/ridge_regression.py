@@ -85,8 +85,8 @@ class RidgeRegression(Task):
     def metrics(self) -> dict:
         return regression_metrics(len(self.cfg.data.y_cols))
 
-    def predictions(self, outputs: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {f"predicted_{y}": outputs[:, k] for k, y in enumerate(self.cfg.data.y_cols)}
+    def columns(self, values: Tensor) -> dict[str, Tensor]:
+        return {f"predicted_{y}": values[:, k] for k, y in enumerate(self.cfg.data.y_cols)}
 
     def references(self, rows, indices) -> dict[str, tuple[Tensor, Tensor]]:
         return number_yardsticks(rows, indices, self.facts)

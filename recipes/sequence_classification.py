@@ -72,16 +72,17 @@ class SequenceClassification(Task):
     def metrics(self) -> dict:
         return classification_metrics(len(self.facts["classes"]), self.cfg.multilabel)
 
-    def scores(self, outputs: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.probabilities(outputs), batch["labels"]
+    def values(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:  # probabilities (B, K)
+        logits = outputs.float()
+        return torch.sigmoid(logits) if self.cfg.multilabel else torch.softmax(logits, -1)
 
-    def predictions(self, outputs: Tensor, batch: dict[str, Tensor]) -> dict:
-        probabilities, names = self.probabilities(outputs), self.facts["classes"]
-        columns = {f"probability_{name}": probabilities[:, k] for k, name in enumerate(names)}
+    def columns(self, values: Tensor) -> dict:
+        names = self.facts["classes"]
+        columns = {f"probability_{name}": values[:, k] for k, name in enumerate(names)}
         if self.cfg.multilabel:
-            chosen = probabilities > 0.5
+            chosen = values > 0.5
             return {f"predicted_{name}": chosen[:, k] for k, name in enumerate(names)} | columns
-        return {"predicted": [names[k] for k in probabilities.argmax(1).tolist()]} | columns
+        return {"predicted": [names[k] for k in values.argmax(1).tolist()]} | columns
 
     def references(self, rows, indices) -> dict[str, tuple[Tensor, Tensor]]:
         return class_yardsticks(rows, indices, self.facts, self.cfg.multilabel)
@@ -89,10 +90,6 @@ class SequenceClassification(Task):
     def figures(self, folder: Path, predictions: Tensor, labels: Tensor) -> list[Path]:
         names = self.facts["classes"]
         return classification_figures(folder, labels.numpy(), predictions.numpy(), names)
-
-    def probabilities(self, outputs: Tensor) -> Tensor:
-        logits = outputs.float()
-        return torch.sigmoid(logits) if self.cfg.multilabel else torch.softmax(logits, -1)
 
 
 if __name__ == "__main__":

@@ -65,11 +65,12 @@ class SequenceRegression(Task):
     def metrics(self) -> dict:
         return regression_metrics(len(self.cfg.data.y_cols))
 
-    def scores(self, outputs: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.unscaled(outputs), batch["labels"]
+    def values(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:  # in the labels' units
+        mean, std = (torch.tensor(self.facts[key]).to(outputs.device) for key in ("mean", "std"))
+        return outputs.float() * std + mean
 
-    def predictions(self, outputs: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        names, values = self.cfg.data.y_cols, self.unscaled(outputs)
+    def columns(self, values: Tensor) -> dict[str, Tensor]:
+        names = self.cfg.data.y_cols
         return {f"predicted_{name}": values[:, k] for k, name in enumerate(names)}
 
     def references(self, rows, indices) -> dict[str, tuple[Tensor, Tensor]]:
@@ -81,10 +82,6 @@ class SequenceRegression(Task):
             regression_figure(folder / f"{name}.png", measured.numpy(), predicted.numpy(), name)
             for name, measured, predicted in columns
         ]
-
-    def unscaled(self, outputs: Tensor) -> Tensor:
-        mean, std = (torch.tensor(self.facts[key]) for key in ("mean", "std"))
-        return outputs.float() * std.to(outputs) + mean.to(outputs)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def one_by_one(cfg) -> list[float]:
     collate, task = task.collator(), task.eval()
     with torch.no_grad():
         outputs = [task(collate(rows.take([row]))) for row in range(len(rows))]
-    return [task.unscaled(output).item() for output in outputs]
+    return [task.values(output, {}).item() for output in outputs]
 
 
 @pytest.fixture
