@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import golden
 from safetensors.torch import save_file
 from test_golden_models import FM4BIOS, RNABERTS, Fixture, alignment_tokenizer
 from tiny import fresh_process, sequence_regression  # noqa: F401
@@ -398,3 +399,12 @@ def test_a_recipe_learns_from_alignments(rag_folder, tmp_path, monkeypatch):
     assert not left.value.code
     results = tmp_path / "runs" / "sequence_regression" / "run" / "results.json"
     assert np.isfinite(json.loads(results.read_text())["test"]["loss"])
+
+
+def test_golden_alignment_rows_are_drawn_as_published():
+    file = golden("tasks/rag_msa_subsample") / "outputs.json"
+    for case in json.loads(file.read_text()):
+        row = {"sequence": case["sequence"], "msa": case["msa"]}
+        tokens, seed = case["max_context_length"], case["python_random_seed"]
+        drawn = Table(path="rows.jsonl", msa_col="msa", msa_tokens=tokens, msa_seed=seed)
+        assert drawn.inputs([row, row])[1]["msa"] == case["sampled_msa"]

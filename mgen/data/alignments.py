@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,31 @@ if TYPE_CHECKING:
 LEAST_IDENTITY = 0.5  # of a sequence and the query of its file, which may be its wild type
 
 
+SHARE_OF_LETTERS = 0.75  # of an alignment's cells; the others are gaps, which cost no token
+
+
 def alignment(table: Table, row: dict[str, Any]) -> list[str] | None:
-    """The aligned rows of a cell; of a file without its first record, the query."""
+    """The aligned rows of a cell, or those of them that `table.msa_tokens` leaves."""
+    found = _aligned(table, row)
+    if not (found and table.msa_tokens):
+        return found
+    return subsampled(found, len(found[0]), table.msa_tokens, table.msa_seed)
+
+
+def subsampled(rows: list[str], length: int, tokens: int, seed: int) -> list[str]:
+    """Some rows of an alignment that has `length` columns, drawn at random, fewest gaps first.
+
+    As many as fit into `tokens` if a quarter of the cells are gaps, all if they do; the published
+    sub-sampling of AIDO.Protein-RAG, draw by draw.
+    """
+    kept = int(tokens / length / SHARE_OF_LETTERS)
+    if kept < len(rows):
+        rows = random.Random(seed).sample(rows, kept)
+    return sorted(rows, key=lambda row: row.count("-"))
+
+
+def _aligned(table: Table, row: dict[str, Any]) -> list[str] | None:
+    """The rows of a cell; of a file without its first record, the query."""
     cell = row.get(table.msa_col)
     if cell in (None, ""):
         return None

@@ -35,6 +35,8 @@ class Table(Choice):
     revision: str = "main"  # revision of a hub data set
     x_col: str = "sequence"  # column of sequences
     msa_col: str = ""  # column of alignments: lists of rows, or A3M or FASTA files; empty: none
+    msa_tokens: int = 0  # tokens to fill with rows of an alignment, drawn at random; 0: all rows
+    msa_seed: int = 0  # of that draw
     structure_col: str = ""  # column of numbers per residue: nested lists, or .npy files
     y_cols: tuple[str, ...] = ("label",)  # columns of labels
     id_col: str = ""  # column of identifiers; empty: the column 'id', if there is one
