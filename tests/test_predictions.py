@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from conftest import golden
 from safetensors.torch import load_file
 from sequence_regression import SequenceRegression
 from tiny import fresh_process  # noqa: F401
@@ -310,3 +311,31 @@ def test_a_run_predicts_unlabelled_rows_in_every_format(tmp_path):
     assert table["predicted_label"] == tensors["predicted_label"].tolist()
     assert table["predicted_label"] == [float(row["predicted_label"]) for row in rows]
     assert table["row"] == list(range(40))
+
+
+def test_golden_predictions_of_tokens_are_the_published_table(tmp_path):
+    """Argmax of the tokens that are none of the special ones, rows in order, none twice."""
+    folder = golden("metrics/prediction_writer")
+    tensors = load_file(folder / "inputs.safetensors")
+    rows: dict[int, dict] = {}
+    for b, listed in enumerate(json.loads((folder / "inputs.json").read_text())):
+        batch = {k.removeprefix(f"batch{b}_"): v for k, v in tensors.items() if f"batch{b}_" in k}
+        kept = (batch["attention_mask"] == 1) & (batch["special_tokens_mask"] == 0)
+        for i, uid in enumerate(listed["uid"]):
+            tokens = batch["predictions"][i].argmax(-1)[kept[i]]
+            row = {"sequences": listed["sequences"][i], "predictions": tokens}
+            rows.setdefault(uid, row | {"score": batch["score"][i]})
+    writer = Writer(tmp_path / "p.tsv", "k")
+    writer.start(fresh=False)
+    for number, uids in enumerate(np.array_split(sorted(rows), 2)):
+        columns = {name: [rows[uid][name] for uid in uids] for name in ("sequences", "predictions")}
+        scores = torch.stack([rows[uid]["score"] for uid in uids]).flatten()
+        writer.write(number, {"uid": torch.tensor(uids), **columns, "score": scores})
+    found, expected = (
+        [line.split("\t") for line in file.read_text().splitlines()]
+        for file in (writer.finish(), folder / "argmax_dropspecial_dedup.tsv")
+    )
+    assert [row[:-1] for row in found] == [row[:-1] for row in expected]
+    assert [float(row[-1]) for row in found[1:]] == pytest.approx(
+        [float(row[-1]) for row in expected[1:]], rel=1e-6
+    )

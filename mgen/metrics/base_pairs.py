@@ -1,0 +1,108 @@
+"""Secondary structures of RNA: brackets, pairs, decoding of pair probabilities, scores.
+
+Positions count from 0 and a pair (i, j) has i < j. L bases, P pairs.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+BRACKETS = {")": "(", "]": "[", "}": "{", ">": "<"}
+CANONICAL = ("AU", "CG", "GU")
+SHARP = 4  # bases of a pair are at least so far apart
+THRESHOLDS = tuple(i / 100 for i in range(1, 30))  # among which one is chosen on validation rows
+
+
+def pairs_of(brackets: str) -> list[tuple[int, int]]:
+    """Pairs of a dot-bracket text, by first base. Four kinds of brackets nest independently.
+
+    Raises ValueError that names the first position that is no bracket, dot or has no partner.
+    """
+    opened: dict[str, list[int]] = {bracket: [] for bracket in BRACKETS.values()}
+    pairs = []
+    for position, letter in enumerate(brackets):
+        if letter in opened:
+            opened[letter].append(position)
+        elif letter in BRACKETS:
+            if not opened[BRACKETS[letter]]:
+                raise ValueError(f"position {position + 1}: {letter!r} closes nothing")
+            pairs.append((opened[BRACKETS[letter]].pop(), position))
+        elif letter != ".":
+            raise ValueError(f"position {position + 1}: {letter!r} is no bracket and no dot")
+    if left := sorted(position for positions in opened.values() for position in positions):
+        raise ValueError(f"position {left[0] + 1}: {brackets[left[0]]!r} is never closed")
+    return sorted(pairs)
+
+
+def brackets_of(pairs: Iterable[tuple[int, int]], length: int) -> str:
+    """A dot-bracket text (length,) of pairs; crossing ones get the next kind of bracket.
+
+    Those that would need a fifth kind are left out.
+    """
+    text, levels = ["."] * length, [[] for _ in BRACKETS]
+    for i, j in sorted(pairs):
+        for (close, open_), level in zip(BRACKETS.items(), levels, strict=True):
+            if not any(a < i < b < j for a, b in level):
+                level.append((i, j))
+                text[i], text[j] = open_, close
+                break
+    return "".join(text)
+
+
+def decode(
+    probabilities: Tensor,
+    sequence: str,
+    threshold: float = 0.5,
+    any_bases: bool = False,
+    sharp_loops: bool = False,
+) -> Tensor:
+    """Pairs (P, 2) of a structure from symmetric pair probabilities (L, L), each base in one.
+
+    Of pairs above `threshold` the likeliest is taken, again and again, ties by first base. Left out
+    are pairs other than A-U, C-G and G-U (T is U) unless `any_bases`, and of bases nearer than
+    `SHARP` unless `sharp_loops`. As RNA models with pair maps are evaluated (Singh et al. 2019,
+    Penic et al. 2024).
+    """
+    allowed = torch.ones_like(probabilities, dtype=torch.bool).triu(1 if sharp_loops else SHARP)
+    if not any_bases:
+        letters = sequence.upper().replace("T", "U")
+        codes = torch.tensor(["ACGU".find(letter) for letter in letters])
+        known = torch.zeros(5, 5, dtype=torch.bool)  # the last row: other letters, code -1
+        for a, b in CANONICAL:
+            known["ACGU".index(a), "ACGU".index(b)] = known["ACGU".index(b), "ACGU".index(a)] = True
+        allowed &= known[codes[:, None], codes[None, :]].to(allowed.device)
+    found = ((probabilities > threshold) & allowed).nonzero()  # row-major
+    order = torch.sort(probabilities[found[:, 0], found[:, 1]], descending=True, stable=True)[1]
+    used, kept = set(), []
+    for i, j in found[order].tolist():
+        if not {i, j} & used:
+            used |= {i, j}
+            kept.append((i, j))
+    return torch.tensor(sorted(kept), dtype=torch.long).view(-1, 2)
+
+
+def pair_scores(
+    predicted: Tensor, true: Tensor, length: int, flexible: bool = True
+) -> tuple[float, float, float]:
+    """Precision, recall and F1 of pairs (P, 2) against true ones of a sequence of L bases.
+
+    `flexible`: a base may be off by one, of the true pairs for precision and of the predicted ones
+    for recall (Mathews 2019). 0 where there is nothing to divide by.
+    """
+    maps = []
+    for pairs in (predicted, true):
+        exact = torch.zeros(length, length, dtype=torch.bool)
+        exact[pairs[:, 0], pairs[:, 1]] = True
+        near = exact.clone()
+        if flexible:
+            near[1:] |= exact[:-1]
+            near[:-1] |= exact[1:]
+            near[:, 1:] |= exact[:, :-1]
+            near[:, :-1] |= exact[:, 1:]
+        maps.append((exact, near))
+    (ours, ours_near), (theirs, theirs_near) = maps
+    precision = (ours & theirs_near).sum().item() / max(int(ours.sum()), 1)
+    recall = (theirs & ours_near).sum().item() / max(int(theirs.sum()), 1)
+    both = precision + recall
+    return precision, recall, 2 * precision * recall / both if both > 1e-5 else 0.0
