@@ -19,10 +19,11 @@ PUBLISHED = {  # fixture: ours
     "MLPPoolAdapter": "mean_pool_mlp",
     "MLPPoolAdapter_cls": "cls_mlp",
 }
-PER_TOKEN = ("linear", "mlp", "token_ffn", "token_conv")
-PER_PAIR = ("pair_ffn",)
+PER_TOKEN = ("linear", "mlp", "token_cnn", "token_conv", "token_ffn")
+PER_PAIR = ("pair_ffn", "pair_linear", "pair_mlp", "pair_resnet")
 FLATTENING = ("flatten_linear", "flatten_mlp")
-OWN = sorted(set(ADAPTERS.constructors) - {"lm_head"})  # that one's weights are the backbone's
+# The weights of the first are the backbone's, the second has more inputs.
+OWN = sorted(set(ADAPTERS.constructors) - {"lm_head", "conditional_lm"})
 POOLING = sorted(set(OWN) - {*PER_TOKEN, *PER_PAIR, *FLATTENING})
 
 
@@ -85,8 +86,8 @@ def test_golden_half_precision_hidden_states_pool_in_float32():
 @pytest.mark.parametrize("name", POOLING)
 def test_padding_never_changes_pooled_outputs(name):
     torch.manual_seed(0)
-    module = adapter(name).build(6, 3).eval()
-    short, padding = torch.randn(1, 5, 6), torch.full((1, 20, 6), 7.0)
+    module = adapter(name).build(8, 3).eval()
+    short, padding = torch.randn(1, 5, 8), torch.full((1, 20, 8), 7.0)
     padded = torch.cat([short, padding], dim=1)
     mask = torch.arange(25)[None] < 5
     torch.testing.assert_close(module(padded, mask), module(short), atol=1e-5, rtol=0)
@@ -113,9 +114,9 @@ def test_all_masked_row_gives_the_bias(name):
 @pytest.mark.parametrize("name", OWN)
 def test_every_adapter_trains_all_its_weights_at_the_promised_shape(name):
     torch.manual_seed(0)
-    module = adapter(name).build(6, 3, length=4)
+    module = adapter(name).build(8, 3, length=4)
     mask = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]])
-    outputs = module(torch.randn(2, 5, 6), mask)
+    outputs = module(torch.randn(2, 5, 8), mask)
     tokens = (5,) if name in PER_TOKEN else (5, 5) if name in PER_PAIR else ()
     assert outputs.shape == (2, *tokens, 3)
     outputs.square().sum().backward()

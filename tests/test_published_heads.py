@@ -170,9 +170,44 @@ def test_the_language_model_head_is_the_adapter_of_a_token_task(frozen, tmp_path
     assert len(names) == len({*task.state_dict()} & names)  # registered once
 
 
+class Conditional(Tokens):
+    """A task on each token under two conditions."""
+
+    def build(self) -> None:
+        self.head = self.make_head(len(self.backbone.vocabulary), conditions=2)
+
+
+def test_the_conditional_head_decodes_with_the_checkpoint_on_request(tmp_path):
+    import dataclasses
+
+    cfg = settings(tmp_path)
+    logits = {}
+    for pretrained in (True, False):
+        choice = adapter("conditional_lm", pretrained=pretrained, hidden_size=16)
+        frozen = dataclasses.replace(cfg.backbone, frozen=True, dropout=0.0)
+        task = Conditional(dataclasses.replace(cfg, adapter=choice, backbone=frozen))
+        task.facts = {"tokens": 8}
+        torch.manual_seed(0)
+        task.setup()
+        task.eval()
+        batch = task.backbone.tokenize(["ACGT", "GG"])
+        mask, conditions = batch["attention_mask"], torch.tensor([[1.0, 2], [3, 4]])
+        logits[pretrained] = task.head(task.backbone(batch), mask, conditions)
+        own = {name for name in task.state_dict() if name.startswith("head.lm_decoder")}
+        assert bool(own) != pretrained
+        trained = {name for name, p in task.named_parameters() if p.requires_grad}
+        assert any(".cls." in name for name in trained) == pretrained
+        if pretrained:
+            decode, task.head.lm_decoder = task.backbone.decoder, lambda hidden: hidden
+            task.head.outputs = task.backbone.width
+            states = task.head(task.backbone(batch), mask, conditions)
+            assert torch.allclose(logits[True], decode(states), atol=1e-6)
+    assert logits[True].shape == logits[False].shape == (2, 6, 16)
+
+
 def test_a_language_model_head_of_another_size_is_refused():
     head = adapter("lm_head").build(64, 3)
-    head.decode = load_backbone("aido_dna_debug").decoder
+    head.borrow(load_backbone("aido_dna_debug").decoder)
     with pytest.raises(InputError, match="gives 16 outputs per token, this task needs 3"):
         head(torch.zeros(1, 2, 64))
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from mgen.config import Choice, InputError, Registry
 
+ANY_WIDTH = 720720  # that any number of heads up to 16 divides
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Choice):
@@ -23,21 +25,34 @@ class Adapter(Choice):
 
     pretrained: bool = False
 
-    def build(self, width: int, outputs: int, length: int = 0) -> nn.Module:
+    def build(self, width: int, outputs: int, length: int = 0, conditions: int = 0) -> nn.Module:
         """Build the module.
 
-        `length`: tokens per row, for adapters with one weight per position whose own option
-        `length` is left at 0; the others ignore it.
+        `length`, tokens per row, and `conditions`, numbers per row, are for adapters whose own
+        option of that name is left at 0; the others ignore them.
         """
-        options = {field.name for field in dataclasses.fields(self)}
-        sized = "length" in options and self.length == 0
-        choice = dataclasses.replace(self, length=length) if sized else self
-        return ADAPTERS.construct(choice, width, outputs)
+        known = {"length": length, "conditions": conditions}
+        unset = {name: n for name, n in known.items() if vars(self).get(name) == 0}
+        return ADAPTERS.construct(dataclasses.replace(self, **unset), width, outputs)
 
     @property
     def per_position(self) -> bool:
         """Whether it has one weight per position, and so needs rows of one length."""
         return "per position" in ADAPTERS.facts[self.name]
+
+    def check_gives(self, level: str) -> None:
+        """Raise InputError unless the adapter can be built and has outputs "per token", "per pair".
+
+        `level` is one of these two.
+        """
+        if level not in ADAPTERS.facts[self.name]:
+            fitting = [name for name, facts in ADAPTERS.facts.items() if level in facts]
+            raise InputError(
+                f"--adapter {self.name} has no outputs {level}, which this task needs. Set one of "
+                f"{', '.join(fitting)}"
+            )
+        with torch.device("meta"):
+            self.build(ANY_WIDTH, 1, 1)
 
     def check_pools(self, has_start: bool) -> None:
         """Raise InputError unless the adapter can be built and turns a row into one vector.
@@ -56,11 +71,21 @@ class Adapter(Choice):
                 "mean_pool_linear, mean_pool_mlp or another backbone"
             )
         with torch.device("meta"):
-            self.build(1, 1, 1)
+            self.build(ANY_WIDTH, 1, 1)
 
 
 ADAPTERS = Registry(Adapter, "adapter")
 adapter = ADAPTERS.choose
 
 # Importing a module registers its adapters, so it must follow the registry.
-from mgen.adapters import conv, mlp, pooling, published  # noqa: E402, F401
+from mgen.adapters import (  # noqa: E402, F401
+    conditional,
+    conv,
+    fusion,
+    mlp,
+    pairs,
+    pooling,
+    published,
+    resnet,
+    transformer,
+)

@@ -4,11 +4,14 @@
 it a head starts anew. B batch, L tokens, D width, K outputs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from mgen.adapters import ADAPTERS
 from mgen.adapters.mlp import ACTIVATIONS, Activation, check_options
+from mgen.adapters.pairs import pair_layer
 from mgen.adapters.pooling import cls_pool, mean_pool, positions, share_option_help
 from mgen.config import InputError
 
@@ -17,12 +20,16 @@ from mgen.config import InputError
 class LMHead(nn.Module):
     """The language-model head of the checkpoint, with its weights: (B, L, D) -> (B, L, V).
 
-    `decode` is lent by the backbone, which keeps the weights.
+    The backbone lends it (`borrow`) and keeps the weights.
     """
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
-        self.outputs, self.decode = outputs, None
+        self.outputs = outputs
+
+    def borrow(self, decode: Callable[[Tensor], Tensor]) -> None:
+        """Decode with the backbone's head, (B, L, D) -> (B, L, V)."""
+        self.decode = decode
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         logits = self.decode(hidden)
@@ -219,10 +226,5 @@ class PairFFN(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden = self.dropout(hidden.to(self.ffn_0.weight.dtype))
-        # The first layer acts on both tokens apart; their sum is its value for the pair.
-        first = hidden @ self.ffn_0.weight[:, 0::2].T
-        second = hidden @ self.ffn_0.weight[:, 1::2].T
-        pairs = first.unsqueeze(2) + second.unsqueeze(1) + self.ffn_0.bias  # (B, L, L, F), i <= j
-        upper = torch.ones(hidden.shape[1], hidden.shape[1], device=hidden.device).triu().bool()
-        pairs = torch.where(upper[..., None], pairs, pairs.transpose(1, 2))
+        pairs = pair_layer(hidden, self.ffn_0.weight, self.ffn_0.bias)  # (B, L, L, F)
         return self.ffn_1(self.dropout(torch.relu(pairs)))
