@@ -229,6 +229,8 @@ def _family(name: str) -> str:
     """The family a name stands for. Raises InputError for a name, folder or id nobody knows."""
     if name in ZOO:
         return ZOO[name].family
+    if name == "none":
+        return name
     if is_run(name):
         return _family(_settings(name)["backbone"]["name"])
     if Path(name).is_dir():
@@ -318,6 +320,12 @@ def _onehot() -> tuple:
     from mgen.backbones.onehot import OneHotBackbone
 
     return OneHotBackbone, {}
+
+
+@BACKBONES.register("none")
+def _none() -> tuple:
+    """No backbone, where a recipe can do with fewer."""
+    raise InputError("--backbone none: this recipe needs one; `mgen list backbones` prints names")
 
 
 def load_backbone(name: str, **options) -> SequenceBackbone:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def trained_backbone(run: str, choice: Backbone, seed: int) -> SequenceBackbone:
     """`choice` with the weights of the run's best checkpoint, LoRA matrices merged.
 
-    `seed` is the run's: random weights it began with are drawn again. Raises InputError if the
-    checkpoint is missing, damaged or was trained on other weights than those loaded now.
+    A language-model head that the run has trained comes along. `seed` is the run's: random weights
+    it began with are drawn again. Raises InputError if the checkpoint is missing, damaged or was
+    trained on other weights than those loaded now.
     """
     path = Path(run) / "checkpoints" / "best"
     if not path.is_dir():
@@ -36,8 +37,9 @@ def trained_backbone(run: str, choice: Backbone, seed: int) -> SequenceBackbone:
         for group, start in (("model", checkpoint.OURS), ("adapter_model", checkpoint.PEFT))
     }
     trained = checkpoint.join_lora(ours)
-    for name, parameter in task.named_parameters():  # a recipe may freeze what its settings do not
-        parameter.requires_grad_(parameter.requires_grad and name in trained)
+    # A recipe may freeze what its settings do not, and train the published head.
+    for name, parameter in task.named_parameters():
+        parameter.requires_grad_(name in trained)
     checkpoint.restore(task, ours, saved, path)
     merge(task.backbone)
     return task.backbone.requires_grad_(True)

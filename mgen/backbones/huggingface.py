@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mgen.backbones.huggingface_loading import (
     announce_tokenizer,
     auto_class,
+    is_causal,
     quiet,
     random_model,
     read_config_class,
@@ -27,6 +28,7 @@ from mgen.backbones.huggingface_loading import (
 from mgen.backbones.huggingface_tokenizer import HuggingFaceTokenizer
 from mgen.backbones.lora import merge
 from mgen.backbones.sequence import HEAD, SequenceBackbone
+from mgen.backbones.windows import joined
 from mgen.backbones.zoo import find
 from mgen.config import InputError
 from mgen.io.weights import fetch, list_weights
@@ -133,6 +135,10 @@ class HuggingFaceBackbone(SequenceBackbone):
         return self.model.base_model
 
     @property
+    def is_causal(self) -> bool:
+        return is_causal(self.model)
+
+    @property
     def heads(self) -> list[nn.Module]:
         """The language-model head, without weights that it shares with the embeddings."""
         if self.encoder is self.model:
@@ -163,11 +169,8 @@ class HuggingFaceBackbone(SequenceBackbone):
             one = row[real][None]
             last = self.encode({"input_ids": one, "attention_mask": torch.ones_like(one)}, states)
             rows.append([state[0] for state in states or [last]])
-        width = ids.shape[1]
-        padded = [
-            torch.stack([nn.functional.pad(s, (0, 0, 0, width - len(s))) for s in layer])
-            for layer in zip(*rows, strict=True)
-        ]
+        named = [{str(i): state[None] for i, state in enumerate(row)} for row in rows]
+        padded = [*joined(named, ids.shape[1]).values()]
         if collect is not None:
             collect += padded
         return padded[-1]

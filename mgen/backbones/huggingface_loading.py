@@ -125,6 +125,15 @@ def _with_head(config: Any, remote_code: bool) -> Iterator[tuple[Any, str]]:
             yield auto, names[config.model_type]
 
 
+def is_causal(model: nn.Module) -> bool:
+    """Whether a model predicts the next token: it was made to generate, not to fill in masks."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    name = type(model).__name__
+    fills = name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    return not fills and name.endswith(("ForCausalLM", "LMHeadModel"))
+
+
 def _has_head(auto: Any, config: Any, remote_code: bool, stored: set[str]) -> bool:
     """Whether a checkpoint that does not say so holds the whole head of a language model."""
     with torch.device("meta"), quiet():

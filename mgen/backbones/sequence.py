@@ -37,6 +37,7 @@ class SequenceBackbone(nn.Module):
     modality_by_default: ClassVar[str]  # of a checkpoint that has no name in the zoo
     blocks: tuple[type[nn.Module], ...] = ()  # classes to shard, checkpoint, unfreeze by
     lora_targets: tuple[str, ...] = ()
+    is_causal = False  # reads left to right: logits at a token are those of the next one
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, config: Any) -> None:
         super().__init__()

@@ -10,10 +10,11 @@ that of the last. A sequence that fits is one window: nothing changes.
 Shapes: B sequences, L tokens of the longest, W windows of all sequences, M tokens of a window.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 AT_ONCE = 2**14  # tokens of windows in one forward pass
@@ -82,6 +83,25 @@ def cut(batch: dict[str, Tensor], limit: int, pad: int) -> Windows:
         for name, value in filler.items()
     }
     return Windows(cut_batch, window.to(device), place.to(device))
+
+
+def joined(parts: Sequence[dict[str, Tensor]], length: int = 0) -> dict[str, Tensor]:
+    """Outputs of different length as one: tensors (B_i, L_i, ...) padded on the right and stacked.
+
+    Padding is 0, and 1 in `special_tokens_mask`, as tokenizers mark it. To `length` positions if
+    that is more than the longest has.
+    """
+    longest = max([length, *(next(iter(part.values())).shape[1] for part in parts)])
+    outputs = {}
+    for name in parts[0]:
+        filler = int(name == "special_tokens_mask")
+        outputs[name] = torch.cat(
+            [
+                F.pad(t, (0, 0) * (t.ndim - 2) + (0, longest - t.shape[1]), value=filler)
+                for t in (part[name] for part in parts)
+            ]
+        )
+    return outputs
 
 
 def stitched(

@@ -47,6 +47,11 @@ LAYER_NORM = {"normalization_type": "LayerNorm"}
 NORM_BIAS = {**LAYER_NORM, "add_linear_bias": True}
 RMS_NORM_BIAS = {"normalization_type": "RMSNorm", "add_linear_bias": True}
 RMS_NORM_NO_BIAS = {"normalization_type": "RMSNorm", "add_linear_bias": False}
+EASY = {  # learns which fixed positions depend on each other within seconds
+    "position_embedding_type": "absolute",
+    "initializer_range": 0.1,
+    **LAYER_NORM,
+}
 UNTIED = {"use_lm_head": False, "tie_word_embeddings": False}
 MOE = {"moe": True, "num_experts": 8, "experts_per_token": 2, **RMS_NORM_BIAS, **UNTIED}
 RAG = {"position_embedding_type": "rope_2d"}
@@ -235,6 +240,7 @@ _ENTRIES = (
     _dna("aido_dna_7b", "7B", 4000, 4352, 32, 32, 11584, 7_285_036_304, LAYER_NORM),
     _dna("aido_dna_dummy", "dummy", None, None, None, None, None, None, {}),
     _made("aido_dna_debug", "rnabert", "dna", 512, 64, 2, 4, 128, 16, 88_656, RMS_NORM_BIAS),
+    _made("dna_tiny", "rnabert", "dna", 128, 64, 1, 4, 128, 16, 55_440, EASY),
     _rna("aido_rna_1m_mars", "1M-MARS", 1024, 128, 6, 8, 320, 1_150_864, RMS_NORM_NO_BIAS),
     _rna("aido_rna_25m_mars", "25M-MARS", 1024, 512, 8, 16, 1344, 25_234_960, LAYER_NORM),
     _rna("aido_rna_300m_mars", "300M-MARS", None, None, None, None, None, None, {}),
