@@ -65,6 +65,29 @@ def write_examples(folder: Path) -> None:
     ]
     _tsv(folder / "peptides.tsv", ["id", "sequence", "class"], peptides)
     _fasta(folder / "sequences.fasta", peptides[300:310])
+    rnas = _bundled("hairpins_tiny")
+    _tsv(folder / "rnas.tsv", ["id", "sequence", "structure", "pairs"], rnas)
+    _fasta(folder / "new_rnas.fasta", rnas[400:404])
+    mask = "[MASK]"
+    _tsv(
+        folder / "templates.tsv",
+        ["id", "sequence"],
+        [["new", 24 * mask], ["loop", f"GGGC{4 * mask}GCCC"]],
+    )
+    asked = [[f"gc{share}", 24 * mask, str(share)] for share in (0.1, 0.5, 0.9)]
+    _tsv(folder / "asked.tsv", ["id", "sequence", "label"], asked)
+    _tsv(folder / "sites.tsv", ["id", "sequence"], _bundled("paired_sites_tiny")[:8])
+    mutants = [[row[2], row[3]] for row in _bundled("dms_tiny")]
+    _tsv(folder / "mutants.tsv", ["mutant", "fitness"], mutants)
+    _fasta(folder / "wild_type.fasta", [["peptide", "MKLAEFVRKLGDWIKQHPNSVTAYCE"]])
+    _fasta(folder / "genome.fasta", [["chr1", promoters[0][1]]])
+    first = promoters[0][1][9]
+    others = ",".join(base for base in "ACGT" if base != first)
+    records = [
+        f"chr1\t10\trs1\t{first}\t{others}\t.\t.\t.",
+        f"chr1\t10\t.\t{first}\t<DEL>\t.\t.\t.",
+    ]
+    (folder / "new.vcf").write_text("##fileformat=VCFv4.2\n" + "\n".join(records) + "\n")
     (folder / "unfreeze.yaml").write_text(UNFREEZE)
 
 

@@ -41,7 +41,7 @@ class Config:
     data: Table = table("paired_sites_tiny")
     train: Train = Train(batch_size=128, batch_tokens=2**17)
     letters: str = ""  # that substitute each other; default: ACGT, ACGU or the 20 residues
-    max_figures: int = 20  # rows of which figures are drawn, the first ones; 0: none
+    max_figures: int = 8  # rows of which figures are drawn, the first ones; 0: none
 
 
 class DependencyMap(Task):

@@ -52,7 +52,7 @@ class Config:
     outputs: tuple[str, ...] = ()  # label columns or classes of --model; default: all
     log_odds: bool = False  # effects on the log-odds of classes instead of their probability
     letters: str = ""  # that substitute each other; default: ACGT, ACGU or the 20 residues
-    max_figures: int = 20  # rows of which figures are drawn, the first ones; 0: none
+    max_figures: int = 8  # rows of which figures are drawn, the first ones; 0: none
 
 
 class SaturationMutagenesis(Task):

@@ -23,7 +23,18 @@ _spec.loader.exec_module(refresh)
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.S | re.M)
 INLINE = re.compile(r"`((?:make|mgen|python recipes/)[^`]*)`")
 WITHOUT_A_RUN = re.compile(r"[A-Z]{3,}|\.\.\.")  # `mgen run RECIPE`: a form, not a command
-RUNS = ("first", "cnn")  # names of runs that the pages go on with
+# Names of runs that the pages go on with, and how they are made.
+RUNS = {
+    "masked_diffusion": (("sites",), ""),
+    "conditional_masked_diffusion": (("gc",), ""),
+    "masked_language_modeling": (("sites",), ""),
+    "sequence_regression": (("first", "cnn"), "--data promoters.tsv --data.y-cols strength"),
+    "token_classification": (("structure",), ""),
+    "sequence_classification": (
+        ("one", "two", "three"),
+        "--data peptides.tsv --data.y-cols class --backbone protein_onehot",
+    ),
+}
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:
@@ -69,14 +80,15 @@ def folder(tmp_path_factory) -> Path:
     """A folder with the example files of the pages and the runs that they go on with."""
     folder = tmp_path_factory.mktemp("pages")
     refresh.write_examples(folder)
-    flags = ["--data", "promoters.tsv", "--data.y-cols", "strength", "--name", RUNS[0]]
-    argv = refresh.argv(
-        "python recipes/sequence_regression.py --train.max-steps 1 " + shlex.join(flags)
-    )
-    subprocess.run(argv, cwd=folder, check=True, capture_output=True)
-    runs = folder / "runs" / "sequence_regression"
-    for name in RUNS[1:]:
-        shutil.copytree(runs / RUNS[0], runs / name, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for recipe, ((first, *others), flags) in RUNS.items():
+            flags += f" --train.workers 0 --train.max-steps 1 --name {first}"
+            _, *argv = refresh.argv(f"python recipes/{recipe}.py {flags}")
+            assert execute(argv, patch) == 0
+            runs = folder / "runs" / recipe
+            for name in others:
+                shutil.copytree(runs / first, runs / name, symlinks=True)
     return folder
 
 
