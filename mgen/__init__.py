@@ -9,6 +9,7 @@
 Importing this package loads nothing else; each function loads what it needs.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,16 @@ def load_run(
     revision: str = "main",
     backbone: str | Path = "",
     remote_code: bool = False,
+    ensemble: Sequence[str | Path] = (),
 ) -> "Run":
     """A trained run, of a folder or the hub: `.predict(rows)` gives its prediction file's columns.
 
     `recipe` is the file of the run's task where it is not one of the recipes beside the package,
     `backbone` the base of a bundle where it has another name or folder here; another base than that
     which the run was trained on is refused. `revision` is that of a run on the hub. `remote_code`
-    lets the Python files run that the backbone of some runs brings along.
+    lets the Python files run that the backbone of some runs brings along. With `ensemble`, further
+    runs of the same recipe and rows, predictions are means over all, and say their spread.
     """
     from mgen.apply import Run
 
-    return Run(name, checkpoint, recipe, revision, backbone, remote_code)
+    return Run(name, checkpoint, recipe, revision, backbone, remote_code, ensemble)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mgen.config import InputError
+from mgen import ensemble
+from mgen.config import InputError, from_yaml
 from mgen.data.batches import Batch, loader, plan
 from mgen.infer import in_order
-from mgen.runs import existing_run, sessions
+from mgen.runs import checkpoint_of, existing_run, read_json, sessions
 from mgen.task import Task
-from mgen.train import load_task
+from mgen.train import load_member, load_task
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -22,6 +23,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 class Run:
     """A finished or interrupted run and the weights of one of its checkpoints.
 
+    With `ensemble`, further runs of the same recipe and rows, predictions are means over all.
     Attributes: `task`, the model; `cfg`, the run's settings; `folder`.
     """
 
@@ -33,26 +35,35 @@ class Run:
         revision: str = "main",
         backbone: str | Path = "",
         remote_code: bool = False,
+        ensemble: Sequence[str | Path] = (),
     ) -> None:
         self.folder = folder = existing_run(str(name), "", revision, remote_code)
         recipe = recipe_of(folder, recipe)
-        module = _module(recipe)
-        tasks = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Task) and value is not Task
-        ]
-        if len(tasks) != 1 or "Config" not in vars(module):
-            raise InputError(f"{recipe}: expected one Task and a Config in a recipe")
-        self.task = load_task(tasks[0], module.Config, folder, checkpoint, str(backbone))
+        task_type, config_type = _task_of(recipe)
+        self.task = load_task(task_type, config_type, folder, checkpoint, str(backbone))
+        self.task.labelled = False
         self.cfg = self.task.cfg
+        self.checkpoint = checkpoint_of(folder, checkpoint)
+        others = [str(other) for other in ensemble]
+        self.members = [
+            self.task,
+            *(load_member(self.task, folder, run, checkpoint, recipe.stem) for run in others),
+        ]
 
-    def predict(self, rows: Sequence[str] | Sequence[dict[str, Any]]) -> dict[str, list]:
+    def predict(
+        self,
+        rows: Sequence[str] | Sequence[dict[str, Any]],
+        calibrated: bool = False,
+        threshold: str = "mcc",
+        interval: float = 0.0,
+    ) -> dict[str, list]:
         """Columns of predictions, one entry per row and in the order of `rows`.
 
-        `rows` are sequences, or dicts with the run's sequence column. Raises InputError for letters
-        the model does not know and for sequences that are too long.
+        `rows` are sequences, or dicts with the run's sequence column; the rest is as the flags of
+        `predict`. Raises InputError for letters the model does not know, for sequences that are
+        too long and for options that this run has not.
         """
+        model = self._model(calibrated, threshold, interval)
         column = self.cfg.data.x_col
         if isinstance(rows, str):
             raise InputError("predict takes a list of rows; put the one sequence in a list")
@@ -69,8 +80,8 @@ class Run:
         batches = [Batch(tuple(map(int, numbers)), train.seed) for numbers in cut]
         pieces = []
         with torch.inference_mode():
-            for batch in loader(table, batches, self.task.collator()):
-                columns = self.task.predictions(self.task(batch), batch)
+            for batch in loader(table, batches, model.collator()):
+                columns = model.predictions(model(batch), batch)
                 pieces.append({"row": batch["row"], **columns})
         if not pieces:
             return {}
@@ -80,6 +91,35 @@ class Run:
             name: value.tolist() if isinstance(value, torch.Tensor) else value
             for name, value in joined.items()
         }
+
+    def _model(self, calibrated: bool, threshold: str, interval: float):
+        several = len(self.members) > 1
+        ensemble.check_options(self.task.kind, several, calibrated, interval, "predict")
+        if not (several or calibrated or interval):
+            return self.task
+        found = None
+        if calibrated or interval:
+            found = ensemble.find(self.folder, self.members, self.checkpoint, interval)
+        return ensemble.Ensemble(self.members, found, calibrated, threshold, interval).eval()
+
+
+def blank_task(name: str | Path, flag: str = "--run") -> Task:
+    """The task of a run before it has weights: its settings, tokenizer and what it has learned.
+
+    `load_task(type(task), type(task.cfg), name)` loads it. Messages call the run `flag`.
+    """
+    try:
+        folder = existing_run(str(name))
+        task_type, config_type = _task_of(recipe_of(folder))
+        facts = read_json(checkpoint_of(folder, "best") / "facts.json")
+    except InputError as error:
+        raise InputError(str(error).replace("--run", flag, 1)) from None
+    try:
+        task = task_type(from_yaml(config_type(), folder / "config.yaml"))
+    except SystemExit:  # what is wrong was printed
+        raise InputError(f"{folder / 'config.yaml'}: not settings of this recipe") from None
+    task.facts = facts
+    return task
 
 
 def recipe_of(folder: Path, recipe: str | Path = "") -> Path:
@@ -101,6 +141,19 @@ class _Listed:
 
     def take(self, numbers: Sequence[int]) -> list[dict]:
         return [self.rows[number] for number in numbers]
+
+
+def _task_of(recipe: Path) -> tuple[type[Task], type]:
+    """The task and the settings of a recipe's file."""
+    module = _module(recipe)
+    tasks = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Task) and value is not Task
+    ]
+    if len(tasks) != 1 or "Config" not in vars(module):
+        raise InputError(f"{recipe}: expected one Task and a Config in a recipe")
+    return tasks[0], module.Config
 
 
 def _module(file: Path):

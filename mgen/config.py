@@ -13,7 +13,8 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +30,15 @@ E = TypeVar("E")
 
 class InputError(ValueError):
     """Wrong input: says what was seen, where, and what to do; commands leave with exit code 2."""
+
+
+@contextmanager
+def flags_of(name: str) -> Iterator[None]:
+    """Errors inside name the flags of the backbone in the field `name` of the settings."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("--backbone.", f"--{name}.")) from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

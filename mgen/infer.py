@@ -10,11 +10,10 @@ from torch import Tensor
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, plan
 from mgen.metrics import results
-from mgen.predictions import Writer, blocks
+from mgen.predictions import BLOCK_TOKENS, Writer, blocks
 from mgen.report import progress
 from mgen.task import Task
 
-BLOCK_TOKENS = 2**18  # tokens per block of a prediction file
 WORTH_WORKERS = 32  # fewer batches are made before worker processes have started and stopped
 
 
@@ -51,26 +50,27 @@ def infer(
     metrics: dict[str, Any] | None = None,
     writer: Writer | None = None,
     columns: tuple[str, ...] = (),
+    block_tokens: int = BLOCK_TOKENS,
     check: Callable[[], None] = nothing,
 ) -> tuple[dict[str, float], list[Tensor]]:
     """One pass over the rows of a split: metrics over each row once, predictions to `writer`.
 
     With `metrics` the labels are read; returns their values after the mean loss, and what they
     compared, [predictions, labels] in row order. `check` is called before each batch; `train`
-    holds the sizes of batches.
+    holds the sizes of batches; `block_tokens` are the tokens of a block of the prediction file.
     """
     indices = rows.splits[split]
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    chunks = blocks(lengths[indices], BLOCK_TOKENS) if writer else [np.arange(len(indices))]
+    chunks = blocks(lengths[indices], block_tokens) if writer else [np.arange(len(indices))]
     todo: list[tuple[int, Batch, bool]] = []  # block, batch, last of its block
     for block, chunk in enumerate(chunks):
         if writer and (block % world != rank or writer.has(block)):
             continue
         cut = plan(lengths[indices[chunk]], train.batch_size, train.batch_tokens)
-        cut = cut if writer else cut[rank::world]
-        for i, part in enumerate(cut):
+        ours = [*enumerate(cut)] if writer else [*enumerate(cut)][rank::world]
+        for i, part in ours:
             numbers = tuple(map(int, indices[chunk[part]]))
-            seed = batch_seed(train.seed, block, i)
+            seed = batch_seed(train.seed, block, i)  # whatever the number of processes
             todo.append((block, Batch(numbers, seed), i == len(cut) - 1))
     total, weight, pieces, scores = 0.0, 0.0, [], []
     task.to(device).eval()

@@ -22,6 +22,7 @@ from torch import Tensor
 from mgen.checkpoint import sync
 from mgen.config import InputError
 
+BLOCK_TOKENS = 2**18  # of a block, where a row's predictions are few numbers
 FORMATS = (".parquet", ".tsv", ".safetensors")
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}  # bytes
 
@@ -113,7 +114,22 @@ def _arrow(values: Any) -> Any:
         for size in reversed(array.shape[1:]):
             flat = pa.FixedSizeListArray.from_arrays(flat, size)
         return flat
+    if values and all(isinstance(v, Tensor) and v.ndim in (1, 2) for v in values):
+        return _nested(values)
     return pa.array([v.tolist() if isinstance(v, Tensor) else v for v in values])
+
+
+def _nested(values: list[Tensor]) -> Any:
+    """Vectors as lists, matrices as lists of lists, of their own kind of number."""
+    import pyarrow as pa
+
+    def cut(flat: Any, sizes: list[int]) -> Any:
+        return pa.ListArray.from_arrays(np.cumsum([0, *sizes], dtype=np.int32), flat)
+
+    array = _arrow(torch.cat([value.reshape(-1) for value in values]))
+    if values[0].ndim == 2:
+        array = cut(array, [value.shape[1] for value in values for _ in range(len(value))])
+    return cut(array, [len(value) for value in values])
 
 
 def _ragged(name: str, values: list[Tensor]) -> dict[str, Tensor]:
@@ -183,6 +199,54 @@ def _parts(files: list[Path], name: str) -> Iterator[Tensor]:
     for file in files:
         with safe_open(file, "pt") as opened:
             yield opened.get_tensor(name)
+
+
+def read(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a finished prediction file in order, with lists for vectors and matrices.
+
+    Few rows are in memory at once. Cells of a TSV are text, except for lists.
+    """
+    reads = {".parquet": _read_parquet, ".tsv": _read_tsv, ".safetensors": _read_tensors}
+    return reads[file.suffix](file)
+
+
+def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as opened:
+        for block in opened.iter_batches(8):
+            yield from block.to_pylist()
+
+
+def _read_tsv(file: Path) -> Iterator[dict[str, Any]]:
+    import csv
+
+    csv.field_size_limit(2**31 - 1)  # a matrix is one field
+    with file.open(newline="") as stream:
+        for row in csv.DictReader(stream, delimiter="\t"):
+            yield {n: json.loads(cell) if cell[:1] == "[" else cell for n, cell in row.items()}
+
+
+def _read_tensors(file: Path) -> Iterator[dict[str, Any]]:
+    from safetensors import safe_open
+
+    beside = file.with_suffix(".rows.parquet")
+    others = _read_parquet(beside) if beside.exists() else iter(())
+    with safe_open(file, "pt") as opened:
+        stored = set(opened.keys())
+        sizes = {
+            name: opened.get_tensor(name).tolist() for name in stored if name[-8:] == ".lengths"
+        }
+        names = stored - sizes.keys()
+        done = dict.fromkeys(names, 0)
+        for number in range(len(opened.get_tensor("row"))):
+            row = next(others, {})
+            for name in names:
+                size = sizes[f"{name}.lengths"][number] if f"{name}.lengths" in sizes else 1
+                values = opened.get_slice(name)[done[name] : done[name] + size].tolist()
+                row[name] = values if f"{name}.lengths" in sizes else values[0]
+                done[name] += size
+            yield row
 
 
 def blocks(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

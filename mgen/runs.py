@@ -35,7 +35,8 @@ def existing_run(
         raise InputError(f"--run {path}: not a run directory (it has no config.yaml)")
     if not (folder / "config.yaml").stat().st_size:
         raise InputError(f"--run {path}: damaged, its config.yaml is empty")
-    has_code = saved_settings(folder)["backbone"].get("remote_code")
+    chosen = [c for n, c in saved_settings(folder).items() if n.startswith("backbone")]
+    has_code = any(isinstance(choice, dict) and choice.get("remote_code") for choice in chosen)
     if has_code and fetched:
         raise InputError(
             f"--run {path}: its backbone brings Python files of its own, which are not run for a "

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mgen.adapters.conditional import ConditionalLM
 from mgen.adapters.published import LMHead
-from mgen.config import InputError
+from mgen.config import InputError, flags_of
 from mgen.io.weights import load_state
+from mgen.predictions import BLOCK_TOKENS
 
 
 class Task(nn.Module):
@@ -21,36 +23,60 @@ class Task(nn.Module):
     Filled in by a recipe: `build`, `collate`, `forward`, `loss`, `metrics` and, where they mean
     something, `learn`, `values`, `columns`, `predictions`, `scores`, `references`, `figures`,
     `finish`. Attributes: `cfg`; `tokenizer`, which needs no weights; `facts`, what was learned from
-    the training rows (class names, label scale) and is kept with a run; after `setup` also
-    `backbone`.
+    the training rows (class names, label scale) and is kept with a run; `labelled`, False where
+    rows are predicted and no labels read; after `setup` also `backbone`.
     """
 
     trains = True  # False: the recipe only predicts
+    block_tokens = BLOCK_TOKENS  # of a block of a prediction file; fewer if a token has much output
     per_position = False  # True, set by `learn`: rows must be of one length
+    # What `forward` gives, if calibration, ensembles and intervals shall work: "numbers", or logits
+    # of "classes" (one holds) or "labels" (each may hold) along the last axis.
+    kind: Literal["", "numbers", "classes", "labels"] = ""
 
     def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.cfg = cfg
-        self.tokenizer = cfg.backbone.tokenizer()
+        chosen = {n: choice for n, choice in vars(cfg).items() if n.startswith("backbone")}
+        self.tokenizers = {}
+        for name, choice in chosen.items():
+            if name == "backbone" or choice.name != "none":
+                with flags_of(name):
+                    self.tokenizers[name] = choice.tokenizer()
+        self.tokenizer = self.tokenizers["backbone"]
         self.facts: dict[str, Any] = {}
+        self.labelled = True
         self.lengths = np.zeros(0, dtype=np.int32)
 
     def setup(self) -> None:
-        """Load or make the backbone's weights, then the head's."""
-        self.backbone = self.cfg.backbone.build()
+        """Load or make the weights of each backbone, then the head's."""
+        for name in self.tokenizers:
+            with flags_of(name):
+                setattr(self, name, getattr(self.cfg, name).build())
         self.build()
+
+    @property
+    def backbones(self) -> dict[str, nn.Module]:
+        """The backbones by their fields in the settings, `backbone` first."""
+        return {name: getattr(self, name) for name in self.tokenizers}
 
     def train(self, mode: bool = True) -> Task:
         """Training mode, except for a backbone of which nothing trains: no dropout there."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.backbone.encoder.parameters()):
-            self.backbone.eval()
+        for backbone in self.backbones.values():
+            if not any(parameter.requires_grad for parameter in backbone.encoder.parameters()):
+                backbone.eval()
         return self
 
     def collator(self):
         """`collate` bound to what it may use in a worker process: no weights travel there."""
         light = SimpleNamespace(
-            cfg=self.cfg, backbone=self.tokenizer, tokenizer=self.tokenizer, facts=self.facts
+            cfg=self.cfg,
+            backbone=self.tokenizer,
+            tokenizer=self.tokenizer,
+            tokenizers=self.tokenizers,
+            facts=self.facts,
+            labelled=self.labelled,
         )
         return _Collate(type(self), light)
 
@@ -67,6 +93,7 @@ class Task(nn.Module):
         """
         from mgen.data import check
 
+        self.labelled = labelled
         held = np.concatenate([rows.splits[split] for split in splits])
         notes = check.sequences(rows, self.tokenizer, held) + check.identifiers(rows, held)
         if "train" in splits:
@@ -84,15 +111,16 @@ class Task(nn.Module):
             check.one_length(rows, self.lengths, held, self.facts["tokens"])
         return notes
 
-    def make_head(self, outputs: int) -> nn.Module:
+    def make_head(self, outputs: int, conditions: int = 0) -> nn.Module:
         """The adapter of the settings for this backbone.
 
-        Raises InputError if it shall have the checkpoint's weights and those do not fit.
+        `conditions`: numbers per row that the task gives to the head. Raises InputError if it shall
+        have the checkpoint's weights and those do not fit.
         """
         choice, backbone = self.cfg.adapter, self.backbone
-        head = choice.build(backbone.width, outputs, self.length)
-        if isinstance(head, LMHead):
-            head.decode = backbone.decoder
+        head = choice.build(backbone.width, outputs, self.length, conditions)
+        if isinstance(head, LMHead) or (isinstance(head, ConditionalLM) and choice.pretrained):
+            head.borrow(backbone.decoder)
             for parameter in backbone.decoder_parameters():
                 parameter.requires_grad_(True)
         elif choice.pretrained and torch.get_default_device().type != "meta":
@@ -121,7 +149,8 @@ class Task(nn.Module):
         """Make the head. `self.backbone` and `self.facts` are ready."""
 
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
-        """Rows of the table to tensors; `self` has `cfg`, `facts`, `backbone.tokenize` only."""
+        """Rows of the table to tensors; `self` has `cfg`, `facts`, `tokenizer`, `labelled` and
+        `backbone.tokenize` only."""
         raise NotImplementedError
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

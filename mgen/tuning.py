@@ -170,17 +170,19 @@ def rates(
     before the first of N blocks, 1 to N in them, N + 1 after them (Clark et al. 2020, ELECTRA,
     arXiv:2003.10555). LoRA matrices have the depth of the block they sit in.
     """
-    lent = _published_heads(task.backbone)
-    own = {p for p, name in names.items() if name.startswith("backbone.") and p not in lent}
+    backbones = task.backbones
+    lent = {p for backbone in backbones.values() for p in _published_heads(backbone)}
+    own = {p for p, name in names.items() if name.split(".")[0] in backbones and p not in lent}
     asked = [flag for flag, is_set in _backbone_flags(train) if is_set]
     if asked and not own:
         raise InputError(f"{asked[0]}: nothing of this backbone trains; drop that flag")
     share = dict.fromkeys(own, 1.0)
     if train.layer_decay < 1:
-        depth, blocks = depths(task.backbone)
-        if not blocks:
-            raise InputError("--train.layer-decay: this backbone has no blocks; drop that flag")
-        share = {p: train.layer_decay ** (blocks + 1 - depth[p]) for p in own}
+        for backbone in backbones.values():
+            depth, blocks = depths(backbone)
+            if not blocks:
+                raise InputError("--train.layer-decay: this backbone has no blocks; drop that flag")
+            share |= {p: train.layer_decay ** (blocks + 1 - n) for p, n in depth.items()}
     rate = train.backbone_lr or train.lr
     decay = train.weight_decay if train.backbone_weight_decay < 0 else train.backbone_weight_decay
     return {
@@ -298,9 +300,10 @@ def first_epochs(
 
 def _paths(task: nn.Module) -> dict[str, list[str]]:
     """Every module and parameter by name, and the paths that stand for it."""
-    lent = _published_heads(task.backbone)
-    encoder = next(name for name, m in task.named_modules() if m is task.backbone.encoder)
-    aliases = (("head", "adapter"), (encoder, "backbone.encoder"))
+    lent = {p for backbone in task.backbones.values() for p in _published_heads(backbone)}
+    encoders = {backbone.encoder: f"{name}.encoder" for name, backbone in task.backbones.items()}
+    inner = [(path, encoders[m]) for path, m in task.named_modules() if m in encoders]
+    aliases = (("head", "adapter"), *inner)
     found = {}
     for name, it in [*task.named_modules(), *task.named_parameters()]:
         found[name] = [name, f"head.{name}"] if it in lent else [name]

@@ -44,10 +44,10 @@ from mgen.train import Train, run
 class Config(Generation):
     """Conditional masked diffusion."""
 
-    backbone: Backbone = backbone("aido_dna_debug")
+    backbone: Backbone = backbone("dna_tiny")
     adapter: Adapter = adapter("conditional_lm", hidden_size=128, dropout=0.0)
     data: Table = table("gc_content_tiny")
-    train: Train = Train(lr=2e-3, epochs=3)
+    train: Train = Train(lr=3e-3, epochs=3)
     timesteps: int = 10  # corrupted copies of each row in a batch, each at a time of its own
     label_smoothing: float = 0.05  # share of the target spread over all tokens, as published
     weighting: Weighting = "bound"  # of copies: alike; published: by 1 / time; normalized: relative

@@ -38,10 +38,10 @@ from mgen.train import Train, run
 class Config(Generation):
     """Conditional masked language modelling."""
 
-    backbone: Backbone = backbone("aido_dna_debug")
+    backbone: Backbone = backbone("dna_tiny")
     adapter: Adapter = adapter("conditional_lm", hidden_size=128, dropout=0.0)
     data: Table = table("gc_content_tiny")
-    train: Train = Train(lr=2e-3, epochs=3)
+    train: Train = Train(lr=3e-3, epochs=4)
     masking_rate: float = 0.15  # share of a row's letters that are selected, at least one of them
     masking: Masking = (
         "mask"  # selected ones are masked; bert: 80 %, 10 % another letter, 10 % kept

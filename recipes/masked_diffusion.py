@@ -41,10 +41,10 @@ from mgen.train import Train, run
 class Config(Generation):
     """Masked diffusion."""
 
-    backbone: Backbone = backbone("aido_dna_debug")
+    backbone: Backbone = backbone("dna_tiny")
     adapter: Adapter = adapter("lm_head")
     data: Table = table("paired_sites_tiny")
-    train: Train = Train(lr=2e-3, epochs=3)
+    train: Train = Train(lr=5e-3, epochs=10)
     timesteps: int = 10  # corrupted copies of each row in a batch, each at a time of its own
     label_smoothing: float = 0.05  # share of the target spread over all tokens, as published
     weighting: Weighting = "bound"  # of copies: alike; published: by 1 / time; normalized: relative

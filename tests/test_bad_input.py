@@ -739,8 +739,8 @@ def test_pooling_by_a_start_token_that_is_not_there_is_refused(recipe, refused):
 
 @pytest.mark.parametrize("layer", ["5", "-9"])
 def test_a_layer_that_is_not_there_is_refused(layer, capsys):
-    assert EMBED(*data(write("t.csv")), "--layer", layer) == 2
-    assert f"--layer {layer}: the layers are 0 to" in capsys.readouterr().err
+    assert EMBED(*data(write("t.csv")), "--layers", layer) == 2
+    assert f"--layers {layer}: the layers are 0 to" in capsys.readouterr().err
     assert not any(path.is_file() for path in Path("runs").rglob("*"))
 
 

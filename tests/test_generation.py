@@ -252,9 +252,9 @@ def test_mean_loss_is_the_same_in_one_batch_and_in_two():
 
 
 def test_valid_loss_is_the_training_objective_and_does_not_change_by_itself(tmp_path):
-    cfg = Config(
-        data=tiny.table(tmp_path), train=Train(workers=0, batch_size=4), weighting="normalized"
-    )
+    train = Train(workers=0, batch_size=4)
+    small = {"backbone": backbone("aido_dna_debug"), "data": tiny.table(tmp_path), "train": train}
+    cfg = Config(**small, weighting="normalized")
     fit = tiny.fit(cfg, tmp_path / "run", MaskedDiffusion)
     values = [tiny_infer(fit)["loss"] for _ in range(2)]
     assert values[0] == values[1]

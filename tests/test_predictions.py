@@ -233,8 +233,9 @@ def predict(cfg, file, split="all", columns=(), key="k", fails_at=-1):
     writer = Writer(file, key)
     writer.start(fresh=False)
     infer.infer(
-        task, rows, split, task.lengths, cfg.train, Accelerator(), writer=writer, columns=columns
-    )
+        task, rows, split, task.lengths, cfg.train, Accelerator(),
+        writer=writer, columns=columns, block_tokens=task.block_tokens,
+    )  # fmt: skip
     return writer.finish(), rows
 
 
@@ -248,7 +249,7 @@ def one_by_one(cfg) -> list[float]:
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(infer, "BLOCK_TOKENS", 64)
+    monkeypatch.setattr(Rich, "block_tokens", 64)
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])

@@ -157,6 +157,7 @@ class Tree(nn.Module):
         super().__init__()
         self.backbone = nn.Module()
         self.backbone.heads = []
+        self.backbones = {"backbone": self.backbone}
         for name in names:
             at, (*path, last) = self, name.split(".")
             for i, step in enumerate(path, start=1):

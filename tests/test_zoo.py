@@ -21,6 +21,7 @@ aido_dna_300m dna rnabert 1024 24 - - 16 - AIDO.DNA-300M
 aido_dna_7b dna rnabert 4352 32 32 11584 16 4000 AIDO.DNA-7B
 aido_dna_dummy dna rnabert - - - - 16 - AIDO.DNA-dummy
 aido_dna_debug dna rnabert 64 2 4 128 16 512 -
+dna_tiny dna rnabert 64 1 4 128 16 128 -
 aido_rna_1m_mars rna rnabert 128 6 8 320 16 1024 AIDO.RNA-1M-MARS
 aido_rna_25m_mars rna rnabert 512 8 16 1344 16 1024 AIDO.RNA-25M-MARS
 aido_rna_300m_mars rna rnabert - - - - 16 - AIDO.RNA-300M-MARS
@@ -127,7 +128,7 @@ def test_facts_of_other_peoples_models_are_those_published(name):
 def test_every_name_says_where_it_is_from_and_what_one_may_do(entry):
     assert (
         entry.hub.count("/") == 1
-        or entry.name in ("aido_dna_debug", "aido_protein_debug")
+        or entry.name in ("aido_dna_debug", "aido_protein_debug", "dna_tiny")
         or (entry.family == "onehot")
     )
     assert entry.licence and entry.citation and entry.revision

@@ -8,12 +8,13 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgen.config import InputError
-from mgen.io.tables import READER_VERSION, read, table_format
+from mgen.io.tables import READER_VERSION, Batches, read, table_format
 
 if TYPE_CHECKING:
     import datasets
@@ -29,8 +30,12 @@ def local_file(path: str) -> Path:
     return Path(path).expanduser()
 
 
-def cached(path: Path) -> tuple[datasets.Dataset, str]:
+def cached(
+    path: Path, change: Callable[[Path, Batches], Batches] | None = None, change_key: str = ""
+) -> tuple[datasets.Dataset, str]:
     """The rows of a file and the sha256 of its contents.
+
+    `change` turns what is read into what is kept; `change_key` says how, and enters both keys.
 
     The key is the content, so a file edited in place is read anew whatever its size and time say.
     A cache that cannot be written is replaced by a temporary folder, with a warning.
@@ -43,9 +48,11 @@ def cached(path: Path) -> tuple[datasets.Dataset, str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
+    if change:
+        digest = hashlib.sha256(f"{digest} {change_key}".encode()).hexdigest()
     key = hashlib.sha256(f"{digest} {suffix} {READER_VERSION}".encode()).hexdigest()
     try:
-        arrow = _written(path, _cache_folder(), key)
+        arrow = _written(path, _cache_folder(), key, change)
     except OSError as error:
         folder = _temporary_folder()
         warnings.warn(
@@ -53,7 +60,7 @@ def cached(path: Path) -> tuple[datasets.Dataset, str]:
             "are read again by the next run. Set MGEN_CACHE.",
             stacklevel=2,
         )
-        arrow = _written(path, folder, key)
+        arrow = _written(path, folder, key, change)
     return datasets.Dataset.from_file(str(arrow)), digest
 
 
@@ -68,7 +75,7 @@ def _temporary_folder() -> Path:
     return Path(folder)
 
 
-def _written(path: Path, folder: Path, key: str) -> Path:
+def _written(path: Path, folder: Path, key: str, change=None) -> Path:
     """The Arrow file of a table, complete or absent: written beside its name, then renamed."""
     import pyarrow as pa
 
@@ -79,7 +86,7 @@ def _written(path: Path, folder: Path, key: str) -> Path:
     partial = folder / f"{key}.{os.getpid()}.tmp"
     try:
         with partial.open("wb") as file:
-            batches = read(path)
+            batches = change(path, read(path)) if change else read(path)
             first = next(batches)
             with pa.ipc.new_stream(file, first.schema) as writer:
                 writer.write_batch(first)

@@ -41,6 +41,8 @@ class Reads(Protocol):
     unknown: str
     modality: str
     per_letter: bool
+    has_context: bool
+    as_written: bool
 
     def lengths(self, rows: list) -> list[int]: ...
 
@@ -177,6 +179,11 @@ def token_lengths(rows: Rows, column: str, tokenizer: Reads) -> np.ndarray:
             tokens = _tokens(rows, tokenizer, numbered, block)
         lengths[numbered] = np.minimum(tokens, limit)
     return lengths
+
+
+def letters(rows: Rows, tokenizer: Reads, column: pa.ChunkedArray) -> np.ndarray:
+    """Letters of each sequence of a block as the tokenizer reads them, (n,); [MASK] is one."""
+    return _Reading(tokenizer).read(rows, column)[1]
 
 
 def one_length(rows: Rows, lengths: np.ndarray, indices: np.ndarray, length: int) -> None:

@@ -48,6 +48,29 @@ def number_facts(rows: Rows, splits: Sequence[str], scale: str, known: Facts) ->
     return facts | {"mean": mean.tolist(), "std": std.tolist()}
 
 
+def check_minimum(minimum: Sequence[float], outputs: int) -> None:
+    """Raise InputError unless there are no least values, one for all outputs or one for each."""
+    if len(minimum) not in (0, 1, outputs) or not np.isfinite(minimum).all():
+        given = " ".join(map(str, minimum))
+        raise InputError(
+            f"--minimum {given}: expected one finite number, or one for each of {outputs} label "
+            "columns"
+        )
+
+
+def scaled(labels: Tensor, facts: Facts) -> Tensor:
+    """Labels (B, K) with mean 0 and standard deviation 1 in the rows `number_facts` took."""
+    mean, std = (torch.tensor(facts[key], device=labels.device) for key in ("mean", "std"))
+    return (labels - mean) / std
+
+
+def unscaled(outputs: Tensor, facts: Facts, minimum: Sequence[float] = ()) -> Tensor:
+    """The inverse, float32; values below `minimum`, one or one per output, are raised to it."""
+    mean, std = (torch.tensor(facts[key], device=outputs.device) for key in ("mean", "std"))
+    values = outputs.float() * std + mean
+    return values.clamp(min=torch.tensor(minimum, device=outputs.device)) if minimum else values
+
+
 def number_yardsticks(rows: Rows, indices: np.ndarray, facts: Facts) -> Yardsticks:
     """The training mean and, where the table has one, the noise-free truth."""
     labels = torch.tensor(numbers(rows, rows.table.y_cols, indices))

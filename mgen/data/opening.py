@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mgen.config import InputError, nearest
 from mgen.data import splits as cut
 from mgen.data.arrow import BUNDLED_PREFIX, cached, local_file
 from mgen.data.table import Rows, Table
+from mgen.data.variants import VERSION, mutated_batches, read_wild_type
 from mgen.io.tables import READERS, is_table
 
 SPLITS = ("train", "valid", "test")
@@ -77,8 +79,15 @@ Part = tuple[str, str, Any, str]  # name for people, group, datasets.Dataset, di
 def _parts(table: Table, path: str) -> list[Part]:
     if not path:
         return []
+    wild_type = read_wild_type(table.wild_type) if table.wild_type else ""
     if files := _files(path):
-        return [(file, _stem(file), *cached(local_file(file))) for file in files]
+        if not wild_type:
+            return [(file, _stem(file), *cached(local_file(file))) for file in files]
+        change = functools.partial(mutated_batches, table=table, wild_type=wild_type)
+        key = f"{VERSION} {wild_type} {table.x_col} {table.first_position}"
+        return [(file, _stem(file), *cached(local_file(file), change, key)) for file in files]
+    if wild_type:
+        raise InputError("--data.wild-type: mutations are read from files; download the data set")
     return _hub_parts(table, path)
 
 

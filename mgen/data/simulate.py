@@ -13,6 +13,9 @@ hairpins_tiny           stem-loops of RNA: `structure` in dot-bracket, `pairs` a
 paired_sites_tiny       DNA in which the positions of PAIRED_SITES are complementary, always
 gc_content_tiny         label = share of G and C
 modifications_tiny      three 0/1 labels: whether a motif occurs
+paired_modalities_tiny  label = truth + N(0, 0.3^2), of a gene's promoter and its protein, either of
+                        which may be missing
+dms_tiny                label = truth + N(0, 0.3^2), of mutants of WILD_TYPE
 
 All sequences are drawn independently, so that a random split is an honest one.
 """
@@ -27,6 +30,9 @@ BUNDLED = Path(__file__).parent / "bundled"
 NOISE = 0.5  # standard deviation of the label noise of promoters_tiny
 MISLABELLED = 0.03
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
+WILD_TYPE = "MKLAEFVRKLGDWIKQHPNSVTAYCE"  # of dms_tiny, made up
+HYDROPATHY = (1.8, -4.5, -3.5, -3.5, 2.5, -3.5, -3.5, -0.4, -3.2, 4.5)  # of A R N D C Q E G H I
+HYDROPATHY += (3.8, -3.9, 1.9, 2.8, -1.6, -0.8, -0.7, -0.9, -1.3, 4.2)  # of L K M F P S T W Y V
 ACTIVATOR, REPRESSOR = "GGGCGG", "AAGCTT"
 
 # Upstream and downstream element of three E. coli sigma factors and the spacer between them (bp),
@@ -194,6 +200,57 @@ def modifications(rows: int = 600, seed: int = 7) -> list[Row]:
     return table
 
 
+def paired_modalities(rows: int = 800, seed: int = 8) -> list[Row]:
+    """A promoter of 30-50 bp and a protein of 15-30 residues; one row in six lacks one of them.
+
+    truth = 6 (AT - 0.5) + 8 charge, where AT is the share of A and T and charge is (K + R - D - E)
+    per residue; what a row lacks adds nothing.
+    """
+    rng = np.random.default_rng(seed)
+    residues = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+    table = []
+    for _ in range(rows):
+        promoter = _random_dna(rng, rng.uniform(0.2, 0.8), rng.integers(30, 51))
+        weights = np.where(np.isin(residues, list(rng.choice(["KR", "DE", "AG"]))), 4.0, 1.0)
+        drawn = rng.choice(residues, size=rng.integers(15, 31), p=weights / weights.sum())
+        charge = (np.isin(drawn, list("KR")).sum() - np.isin(drawn, list("DE")).sum()) / len(drawn)
+        effects = [6 * (sum(map(promoter.count, "AT")) / len(promoter) - 0.5), 8 * charge]
+        cells = [promoter, "".join(drawn)]
+        if (lacking := int(rng.integers(12))) < 2:
+            cells[lacking], effects[lacking] = "", 0.0
+        truth = sum(effects)
+        table.append((*cells, f"{truth + rng.normal(0, 0.3):.2f}", f"{truth:.2f}"))
+    return table
+
+
+def mutants(singles: int = 350, doubles: int = 300, seed: int = 9) -> list[Row]:
+    """Peptides with one or two substitutions in WILD_TYPE, and which these are (from 1).
+
+    truth = -sum of burial x |change of hydropathy| / 4 over the mutated sites, where burial is 1 at
+    three of seven residues, as on one face of a helix, and 0.2 elsewhere; hydropathy after
+    Kyte & Doolittle (1982).
+    """
+    rng = np.random.default_rng(seed)
+    hydropathy = dict(zip("ARNDCQEGHILKMFPSTWYV", HYDROPATHY, strict=True))
+    every = [(i, new) for i, old in enumerate(WILD_TYPE) for new in hydropathy if new != old]
+    chosen = [[every[i]] for i in np.sort(rng.choice(len(every), size=singles, replace=False))]
+    for _ in range(doubles):
+        first, second = np.sort(rng.choice(len(WILD_TYPE), size=2, replace=False))
+        pair = [[c for c in every if c[0] == site] for site in (first, second)]
+        chosen.append([c[rng.integers(len(c))] for c in pair])
+    table = []
+    for edits in chosen:
+        letters, truth = list(WILD_TYPE), 0.0
+        for site, new in edits:
+            burial = 1.0 if site % 7 in (0, 3, 4) else 0.2
+            truth -= burial * abs(hydropathy[new] - hydropathy[WILD_TYPE[site]]) / 4
+            letters[site] = new
+        names = ":".join(f"{WILD_TYPE[site]}{site + 1}{new}" for site, new in edits)
+        label = truth + rng.normal(0, 0.3)
+        table.append(("".join(letters), names, f"{label:.2f}", f"{truth:.2f}"))
+    return table
+
+
 SETS = {
     "promoters_tiny": promoters,
     "promoter_classes_tiny": promoter_classes,
@@ -202,12 +259,16 @@ SETS = {
     "paired_sites_tiny": paired_sites,
     "gc_content_tiny": gc_content,
     "modifications_tiny": modifications,
+    "paired_modalities_tiny": paired_modalities,
+    "dms_tiny": mutants,
 }
 HEADERS = {  # columns after id and sequence
     "hairpins_tiny": ("structure", "pairs"),
     "paired_sites_tiny": (),
     "gc_content_tiny": ("label",),
     "modifications_tiny": ("motif_a", "motif_b", "motif_c"),
+    "paired_modalities_tiny": ("protein", "label", "truth"),
+    "dms_tiny": ("mutant", "label", "truth"),
 }
 
 

@@ -34,6 +34,8 @@ class Table(Choice):
     subset: str = ""  # configuration of a hub data set
     revision: str = "main"  # revision of a hub data set
     x_col: str = "sequence"  # column of sequences
+    wild_type: str = ""  # sequence, FASTA or FASTA:RECORD whose mutations (A123G:L45P) x_col holds
+    first_position: int = 1  # position of the wild type's first letter in those mutations
     msa_col: str = ""  # column of alignments: lists of rows, or A3M or FASTA files; empty: none
     msa_tokens: int = 0  # tokens to fill with rows of an alignment, drawn at random; 0: all rows
     msa_seed: int = 0  # of that draw
@@ -140,7 +142,7 @@ class Rows:
     @property
     def digest(self) -> str:
         options = asdict(self.table)
-        for name in ("name", "path", "valid_path", "test_path"):
+        for name in ("name", "path", "valid_path", "test_path", "wild_type"):
             del options[name]  # a table that was moved is the same table
         digest = hashlib.sha256(json.dumps([self._contents, options]).encode())
         for name, rows in self.splits.items():
@@ -151,6 +153,11 @@ class Rows:
         """A row's file and number in it, for messages."""
         source = int(np.searchsorted(self.starts, row, side="right")) - 1
         return f"{self.names[source]}, row {row - self.starts[source] + 1} (header not counted)"
+
+    def name_of(self, row: int) -> str:
+        """A row's identifier, or its number in its file where it has none."""
+        name = self.take([row])[0].get(self.id_col) if self.id_col else ""
+        return str(name or self.where(row).removesuffix(" (header not counted)"))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The rows of these numbers, in this order, as dictionaries."""

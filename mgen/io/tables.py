@@ -1,4 +1,4 @@
-"""Tables of rows in files: CSV, TSV, JSON lines, Parquet and FASTA, plain or gzipped.
+"""Tables of rows in files: CSV, TSV, JSON lines, Parquet, FASTA and VCF, plain or gzipped.
 
 Each format is a function from a path to its columns and a stream of Arrow record batches, so that
 a file of any size is read in bounded memory. Errors are `InputError`s that name the file and the
@@ -18,6 +18,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from mgen.config import InputError
+from mgen.io.vcf import read_vcf
 
 READER_VERSION = 2  # part of the key of cached tables: raise it when the same bytes read otherwise
 BLOCK_BYTES = 16 << 20  # a CSV row must fit into one block
@@ -325,4 +326,5 @@ READERS: dict[str, Callable[[Path, IO[bytes]], Batches]] = {
     ".ndjson": _read_json_lines,
     ".parquet": _read_parquet,
     **dict.fromkeys((".fasta", ".fa", ".fna", ".faa", ".ffn", ".fas"), _read_fasta),
+    ".vcf": read_vcf,
 }
