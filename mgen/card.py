@@ -43,6 +43,7 @@ class Card:
     finetuned: bool  # weights of the backbone itself changed, LoRA aside
     special: int  # special tokens of a sequence
     auto: str  # class of transformers that loads the backbone, if any
+    calibration: str = ""  # what its validation rows have shown, in a line
 
     @property
     def recipe(self) -> str:
@@ -221,6 +222,8 @@ class Card:
             "The metrics hold for the test rows above, as they were split; sequences unlike the "
             "training rows may give anything.",
         ]
+        if self.calibration:
+            lines.append(f"`--calibrated` and `--interval` rest on {self.calibration}.")
         if self.licence or not self.entry:
             lines.append("The backbone's licence applies to what is derived from it.")
         if not self.bundle:

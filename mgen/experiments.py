@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -57,7 +58,9 @@ class Experiment:
     """What the leading `# fact: ...` comments of recipes/configs/<recipe>/<name>.yaml say.
 
     `expects` is "metric", "metric value" (another method's figure, to compare with) or
-    "metric value +- tolerance" (to be reproduced); `data` is below $MGEN_SHARED/data.
+    "metric value +- tolerance" (to be reproduced); `data` and the FASTA file `wild_type` are below
+    $MGEN_SHARED/data. With several `seeds` it is run once per seed, the first that of the settings,
+    and their mean is compared. `method` names one where a recipe compares several.
     """
 
     file: Path
@@ -67,6 +70,9 @@ class Experiment:
     hardware: str
     seconds: int
     data: str = ""
+    wild_type: str = ""
+    method: str = ""
+    seeds: int = 1
 
     @property
     def name(self) -> str:
@@ -84,8 +90,7 @@ class Experiment:
 
     @property
     def file_of_data(self) -> Path | None:
-        shared = Path(os.environ.get("MGEN_SHARED") or ROOT.parent / "shared")
-        return shared / "data" / self.data if self.data else None
+        return _shared() / self.data if self.data else None
 
     @property
     def absent(self) -> str:
@@ -97,8 +102,17 @@ class Experiment:
     def digest(self) -> str:
         """Changes with the settings and the recipe: a result of another digest is stale."""
         settings = re.sub(r"(?m)^#.*\n", "", self.file.read_text())  # what is expected may change
-        sources = settings + self.data + (RECIPES / f"{self.recipe}.py").read_text()
+        sources = (
+            settings
+            + self.data
+            + f"{self.seeds}" * (self.seeds > 1)
+            + (RECIPES / f"{self.recipe}.py").read_text()
+        )
         return hashlib.sha256(sources.encode()).hexdigest()[:12]
+
+
+def _shared() -> Path:
+    return Path(os.environ.get("MGEN_SHARED") or ROOT.parent / "shared") / "data"
 
 
 EXPECTS = re.compile(r"(\w+)(?: (-?\d+\.\d+)(?: \+- (\d+\.\d+))?)?")
@@ -111,7 +125,8 @@ def experiments() -> dict[str, Experiment]:
         lines = re.sub(r"\n#  +", " ", comments)  # an indented line goes on
         facts = dict(re.findall(r"^# (\w+): (.+)$", lines, re.MULTILINE))
         try:
-            found[file.stem] = Experiment(file=file, **facts | {"seconds": int(facts["seconds"])})
+            counts = {name: int(facts[name]) for name in ("seconds", "seeds") if name in facts}
+            found[file.stem] = Experiment(file=file, **facts | counts)
             found[file.stem].target  # noqa: B018  (read once, so that a typo shows here)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(
@@ -122,31 +137,49 @@ def experiments() -> dict[str, Experiment]:
 
 
 def _reproduce(experiment: Experiment) -> dict[str, Any]:
-    """Run an experiment in a run directory of its own below runs/repro; its record is kept there.
+    """Run an experiment in run directories of its own below runs/repro, one per seed.
 
-    A recipe that fails ends this process with its exit code.
+    Its record is kept in the last. A recipe that fails ends this process with its exit code.
     """
-    name = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    flags = ["--config", str(experiment.file), "--out", "runs/repro", "--name", name]
-    if experiment.data:
-        flags += ["--data.path", str(experiment.file_of_data)]
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     print(f"{experiment.name}: {experiment.what}", flush=True)
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, str(RECIPES / f"{experiment.recipe}.py"), *flags])
-    if done.returncode:
-        print(f"mgen: {experiment.name} left with {done.returncode}", file=sys.stderr)
-        sys.exit(done.returncode)
-    run = Path("runs/repro") / experiment.recipe / name
+    start, values = time.perf_counter(), []
+    for seed in range(experiment.seeds):
+        name = f"{experiment.name}-{stamp}" + f"-seed{seed}" * (seed > 0)
+        flags = ["--config", str(experiment.file), "--out", "runs/repro", "--name", name]
+        flags += ["--data.path", str(experiment.file_of_data)] if experiment.data else []
+        if experiment.wild_type:
+            flags += ["--data.wild-type", str(_shared() / experiment.wild_type)]
+        flags += ["--train.seed", str(seed)] if seed else []
+        done = subprocess.run([sys.executable, str(RECIPES / f"{experiment.recipe}.py"), *flags])
+        if done.returncode:
+            print(f"mgen: {experiment.name} left with {done.returncode}", file=sys.stderr)
+            sys.exit(done.returncode)
+        run = Path("runs/repro") / experiment.recipe / name
+        values.append(_measured(run, experiment.method)[experiment.target[0]])
+    known = None not in values  # null: the metric is not defined there
     place = json.loads((run / "environment.json").read_text())[-1]
     device = f"cpu, {place['threads']} threads" if place["device"] == "cpu" else place["device"]
     record = {
         "digest": experiment.digest,
         "seconds": round(time.perf_counter() - start),
         "device": device,
-        "got": json.loads((run / "results.json").read_text())["test"][experiment.target[0]],
+        "got": statistics.fmean(values) if known else None,
     }
+    if experiment.seeds > 1:
+        record |= {"each": values, "spread": statistics.stdev(values) if known else None}
     (run / "repro.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _measured(run: Path, method: str) -> dict[str, float]:
+    """The test metrics of a run; of one that only predicts, those of a method, or of the first."""
+    results = json.loads((run / "results.json").read_text())
+    if "test" in results:
+        return results["test"]
+    file = next(iter(run.glob("predictions/*.metrics.json")))
+    methods = next(iter(json.loads(file.read_text()).values()))
+    return methods[method or next(iter(methods))]
 
 
 def _newest_record(experiment: Experiment) -> dict[str, Any] | None:
@@ -175,10 +208,17 @@ def _result(experiment: Experiment, record: dict[str, Any] | None) -> dict[str, 
         "experiment": experiment.name,
         "metric": metric,
         "expected": wanted,
-        **{key: (record or {}).get(key) for key in ("got", "seconds", "device")},
+        "got": _got(record or {}),
+        **{key: (record or {}).get(key) for key in ("seconds", "device")},
         "verdict": verdict,
         "origin": experiment.source,
     }
+
+
+def _got(record: dict[str, Any]) -> Any:
+    if record.get("spread") is None:
+        return record.get("got")
+    return f"{record['got']:.3f} +- {record['spread']:.3f} ({len(record['each'])} seeds)"
 
 
 def _results_page(rows: list[dict[str, Any]]) -> str:
@@ -187,7 +227,8 @@ def _results_page(rows: list[dict[str, Any]]) -> str:
         "",
         "Written by `make results`; settings are in `recipes/configs/`. An expected figure with a",
         "tolerance is to be reproduced; one without is another method's, to compare with.",
-        "Seconds are wall clock with start-up, on whatever else the machine did.",
+        "Where seeds are named, `got` is their mean and standard deviation. Seconds are wall clock",
+        "with start-up, over all seeds, on whatever else the machine did.",
         "",
         "| experiment | command | metric | expected | origin | got | verdict | seconds | device |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -23,12 +23,13 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from mgen import checkpoint, hub
+from mgen import calibration, checkpoint, hub
 from mgen.apply import Run, recipe_of
 from mgen.backbones import Backbone, backbone, is_run
 from mgen.backbones.zoo import find
 from mgen.card import Card
 from mgen.config import InputError, to_yaml
+from mgen.ensemble import step_of
 from mgen.report import console, warn
 from mgen.runs import checkpoint_of, existing_run, read_json, saved_settings, sessions
 
@@ -118,6 +119,12 @@ def _whole(options: Export, run: Path, source: Path, settings: dict, folder: Pat
     """Write the backbone's own files and, from a task that has read them, head and settings."""
     made = Run(run, source.name, options.recipe)
     task = made.task
+    for name in task.tokenizers:
+        if name != "backbone" and getattr(made.cfg, name).is_random:
+            raise InputError(
+                f"{run}: began with random weights for --{name}, which nobody can draw again. "
+                "Share the run directory as it is"
+            )
     if next(task.backbone.parameters(), None) is None:
         raise InputError(f"{run}: its backbone has no weights to export. Export a --bundle")
     with safe_open(source / "model.safetensors", "pt") as stored:
@@ -215,7 +222,7 @@ def _describe(
     facts: dict,
     folder: Path,
 ) -> None:
-    """environment.json, results.json where they belong to this checkpoint, and the card."""
+    """environment.json; results and calibration where they are this checkpoint's; the card."""
     past = [{**session, "command": _shortened(session)} for session in sessions(run)]
     checkpoint.write_json(folder / "environment.json", past)
     file, best = run / "results.json", run / "checkpoints" / "best"
@@ -225,6 +232,16 @@ def _describe(
         checkpoint.write_json(folder / "results.json", results)
     elif file.exists():
         warn(f"results.json is left out: it is of {best.resolve().name}, not of {source.name}")
+    measured, shown = run / calibration.FILE, ""
+    if measured.exists():
+        found = calibration.read(measured)
+        if step_of(source) in (None, found.step):
+            dataclasses.replace(found, step=None).write(folder / calibration.FILE)
+            shown = found.summary
+        else:
+            warn(
+                f"{calibration.FILE} is left out: it is of step {found.step}, not of {source.name}"
+            )
     name, entry = _base(settings)
     card = Card(
         name=options.push_to_hub or Path(options.folder).resolve().name,
@@ -237,6 +254,7 @@ def _describe(
         bundle=options.bundle,
         base=name,
         entry=entry,
+        calibration=shown,
         **facts,
     )
     (folder / "README.md").write_text(card.text(), encoding="utf-8")

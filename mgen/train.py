@@ -15,13 +15,23 @@ import numpy as np
 import torch
 import tyro
 
-from mgen import checkpoint, tuning
+from mgen import calibration, checkpoint, ensemble, tuning
+from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
+from mgen.ensemble import Ensemble
 from mgen.infer import infer
 from mgen.loop import Fit, Interrupted, NotFinite, Signals, Train
 from mgen.predictions import Writer
 from mgen.report import console, fail, metric_table, warn
-from mgen.runs import checkpoint_of, environment, existing_run, held, run_folder
+from mgen.runs import (
+    checkpoint_of,
+    environment,
+    existing_run,
+    held,
+    run_folder,
+    saved_settings,
+    sessions,
+)
 from mgen.task import Task
 
 __all__ = ["Launch", "Train", "load_task", "run"]
@@ -43,6 +53,10 @@ class Launch:
     split: Literal["all", "train", "valid", "test"] = "all"  # rows that predict covers
     columns: tuple[str, ...] = ()  # columns of the input to copy to the prediction file
     format: Literal["parquet", "tsv", "safetensors"] = "parquet"  # of the prediction file
+    ensemble: tuple[str, ...] = ()  # more runs like --run: mean of all, and their spread
+    calibrated: bool = False  # use calibration.json: temperature, thresholds; validate: measure it
+    threshold: Literal["mcc", "f1", "balanced_accuracy"] = "mcc"  # what --calibrated maximises
+    interval: float = 0.0  # share of rows that intervals of numbers shall hold; 0: no intervals
     dry_run: bool = False  # print the settings, sizes and one batch's shapes, then stop
 
 
@@ -120,7 +134,9 @@ class Session:
     ) -> None:
         self.cfg, self.launch, self.recipe, self.verb = cfg, launch, recipe, verb
         self.source = source
-        self.task = task_type(cfg)
+        self.task: Task = task_type(cfg)
+        self.model: Task | Ensemble = self.task  # what rows are given to
+        self.members, self.found = [self.task], None
         self.split = {"fit": "test", "validate": "valid", "test": "test"}.get(verb, launch.split)
         self.name = self.split  # of its prediction file
         if source and verb != "fit":
@@ -130,6 +146,7 @@ class Session:
     def read(self, splits: tuple[str, ...]) -> None:
         """Open the table and check all that can be checked before any weights load."""
         data, training = self.cfg.data, self.verb == "fit"
+        self._check_options()
         alone = {"valid": data.valid_path, "test": data.test_path}.get(self.split, "")
         if training or (self.split != "all" and not alone):
             self.rows = data.open()
@@ -156,6 +173,62 @@ class Session:
         self.name = stems[0] if len(stems) == 1 else self.split
         return rows
 
+    def _check_options(self) -> None:
+        given, kind = self.launch, self.task.kind
+        ensemble.check_options(
+            kind, bool(given.ensemble), given.calibrated, given.interval, self.verb
+        )
+        if self.verb == "validate" and given.calibrated and not given.run:
+            raise InputError(
+                f"--calibrated writes into the run, which {self.source} is not: download it first"
+            )
+        if not given.ensemble:
+            self.found = self._calibration()
+
+    def _calibration(self) -> Calibration | None:
+        """What --calibrated and --interval need, or None."""
+        given = self.launch
+        used = given.calibrated and self.verb != "validate"
+        if not (used or given.interval):
+            return None
+        return ensemble.find(self.source, self.members, self.checkpoint, given.interval)
+
+    def assemble(self) -> None:
+        """Load the other members of an ensemble; put together what rows are given to."""
+        given = self.launch
+        if given.ensemble:
+            self.members += [
+                load_member(self.task, self.source, name, given.checkpoint, self.recipe)
+                for name in given.ensemble
+            ]
+            self.found = self._calibration()
+        if len(self.members) > 1 or self.found:
+            used = given.calibrated and self.verb != "validate"
+            self.model = Ensemble(self.members, self.found, used, given.threshold, given.interval)
+
+    @property
+    def label(self) -> str:
+        """The name of the prediction file, and of the folder of figures."""
+        given = self.launch
+        parts = [self.name, "ensemble" * bool(given.ensemble)]
+        parts += ["calibrated" * (given.calibrated and self.verb != "validate")]
+        parts += [f"interval{given.interval:g}" * bool(given.interval)]
+        return "-".join(part for part in parts if part)
+
+    def calibrate(self, folder: Path, compared: list) -> list[Path]:
+        """Measure what `scores` gave for validation rows, say it and keep it in `folder`."""
+        if not self.is_main:
+            return []
+        path = folder / "checkpoints" / (self.launch.checkpoint if self.source else "best")
+        step = ensemble.step_of(path) if len(self.members) == 1 else None
+        found, notes = calibration.measure(self.task.kind, *compared, step)
+        console.print(f"calibration, {found.summary}")
+        for note in notes:
+            warn(f"calibration: {note}")
+        file = ensemble.file_of(folder, self.members)
+        found.write(file)
+        return [file]
+
     def join(self) -> None:
         """Take this process's place among those of the launcher; only the first one talks."""
         from accelerate import Accelerator
@@ -178,13 +251,21 @@ class Session:
         """Put a checkpoint's weights into the task."""
         checkpoint.restore(self.task, *checkpoint.load(path), path)
 
+    def scores(self, split: str) -> list:
+        """What the metrics compare on the rows of a split: [predictions, labels] in row order."""
+        with Signals() as signals, warnings.catch_warnings(action="ignore"):
+            return infer(
+                self.task, self.rows, split, self.task.lengths, self.cfg.train, self.accelerator,
+                metrics=self.task.metrics(), check=signals.check,
+            )[1]  # fmt: skip
+
     def predict(self, folder: Path, scored: bool) -> tuple[list[Path], dict[str, float], list]:
         """One pass over the split: the prediction file and what the task makes of it.
 
         With `scored` also metrics, and what they compared.
         """
         launch, split, accelerator = self.launch, self.split, self.accelerator
-        file = folder / "predictions" / f"{self.name}.{launch.format}"
+        file = folder / "predictions" / f"{self.label}.{launch.format}"
         key = {
             "weights": checkpoint.fingerprint(self.task, frozen_only=False),
             "rows": self.rows.digest,
@@ -192,16 +273,19 @@ class Session:
             "columns": launch.columns,
             "split": split,
         }
+        if isinstance(self.model, Ensemble):
+            key |= self.model.key
         writer = Writer(file, key)
         if accelerator.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             writer.start(fresh=scored)
         accelerator.wait_for_everyone()
-        metrics = self.task.metrics() if scored else None
+        metrics = self.model.metrics() if scored else None
         with Signals() as signals:
             values, compared = infer(
-                self.task, self.rows, split, self.task.lengths, self.cfg.train, accelerator,
+                self.model, self.rows, split, self.task.lengths, self.cfg.train, accelerator,
                 metrics=metrics, writer=writer, columns=launch.columns, check=signals.check,
+                block_tokens=self.task.block_tokens,
             )  # fmt: skip
         accelerator.wait_for_everyone()
         files = [file]
@@ -217,7 +301,7 @@ class Session:
 def _fit(session: Session) -> int:
     cfg, launch, task = session.cfg, session.launch, session.task
     session.read(("train", "valid", "test"))
-    tuning.check(cfg.train, cfg.backbone.frozen)
+    tuning.check(cfg.train, all(getattr(cfg, name).frozen for name in task.tokenizers))
     if launch.dry_run:
         return _dry_run(session)
     session.join()
@@ -252,8 +336,15 @@ def _fit(session: Session) -> int:
         state = fit.run()
         report = {"steps": state.step, "best_step": state.best}
         files = [folder / "checkpoints" / "best"]
-        if len(session.rows.splits["test"]):
+        splits, measured = (
+            session.rows.splits,
+            bool(task.kind and len(session.rows.splits["valid"])),
+        )
+        if measured or len(splits["test"]):
             session.load(checkpoint_of(folder, "best"))
+        if measured:
+            files += session.calibrate(folder, session.scores("valid"))
+        if len(splits["test"]):
             report["test"], more = _score(session, folder, fit.log)
             files += more
         else:
@@ -291,6 +382,7 @@ def _apply(session: Session) -> int:
         if session.source:
             session.load(session.checkpoint)
             console.print(f"weights: {session.checkpoint}")
+            session.assemble()
         if verb == "predict":
             files = session.predict(folder, scored=False)[0]
         else:
@@ -316,7 +408,13 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
         log({"step": step, "split": split, **values})
     if not session.is_main:
         return values, []
-    yardsticks = {}
+    yardsticks, drawn = {}, []
+    if isinstance(session.model, Ensemble):
+        stack, labels = compared
+        more, yardsticks = session.model.report(stack, labels)
+        values |= more
+        drawn += session.model.reliability(folder / "figures" / session.label, stack, labels)
+        compared = [stack[:, 0], labels]
     for name, (predicted, labels) in task.references(rows, rows.splits[split]).items():
         metrics = task.metrics()
         for metric in metrics.values():
@@ -325,7 +423,9 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
             yardsticks[name] = results(metrics)
     title = f"{session.recipe}, {len(rows.splits[split]):,} {split} rows"
     metric_table(title, {split: values, **yardsticks})
-    drawn = task.figures(folder / "figures" / session.name, *compared)
+    drawn += task.figures(folder / "figures" / session.label, *compared)
+    if session.verb == "validate" and session.launch.calibrated:
+        drawn += session.calibrate(folder, compared)
     return values | yardsticks, [*files, *drawn]
 
 
@@ -335,8 +435,9 @@ def _dry_run(session: Session) -> int:
     some = next(rows for rows in session.rows.splits.values() if len(rows))
     batch = task.collator()(session.rows.take(some[: cfg.train.batch_size].tolist()))
     # Sizes need no weights: built without memory, from the same settings.
-    bare = dataclasses.replace(cfg.backbone, random_weights=True)
-    task.cfg = dataclasses.replace(cfg, backbone=bare)
+    chosen = {name: getattr(cfg, name) for name in task.tokenizers}
+    bare = {n: dataclasses.replace(choice, random_weights=True) for n, choice in chosen.items()}
+    task.cfg = dataclasses.replace(cfg, **bare)
     with torch.device("meta"):
         task.setup()
     count = sum(p.numel() for p in task.parameters())
@@ -387,3 +488,38 @@ def load_task(
     task.setup()
     checkpoint.restore(task, tensors, saved, path)
     return task.eval()
+
+
+def load_member(task: Task, source: Path, name: str, checkpoint_name: str, recipe: str) -> Task:
+    """The task of the run `name`, to be averaged with `task`, which is that of the run `source`.
+
+    Raises InputError unless both were trained on the same rows with the same settings, those of
+    training and of the adapter aside.
+    """
+    ours = saved_settings(source)
+    allowed = bool(ours["backbone"].get("remote_code"))  # of `source`, or it would not be loaded
+    folder = existing_run(name, recipe, "main", allowed)
+    theirs = saved_settings(folder)
+    for settings in (ours, theirs):
+        for key in ("name", "path", "valid_path", "test_path"):  # a table may have been moved
+            settings["data"].pop(key, None)
+        settings.pop("train", None)
+        settings.pop("adapter", None)
+    if odd := list(checkpoint.differences(ours, theirs)):
+        raise InputError(f"--ensemble {name}: has other settings than {source}: {odd[0]}")
+    rows = {past[0]["rows"] for past in map(sessions, (source, folder)) if past}
+    if len(rows) > 1:
+        raise InputError(
+            f"--ensemble {name}: was trained on other rows than {source}, or on another split of "
+            "them: one's test rows may be the other's training rows"
+        )
+    own, now = ours["backbone"]["name"], task.cfg.backbone.name
+    moved = "" if own in (".", now) else now  # ".": an export, which brings its own
+    member = load_task(type(task), type(task.cfg), folder, checkpoint_name, moved)
+    if odd := [key for key in task.facts if member.facts.get(key) != task.facts[key]]:
+        raise InputError(
+            f"--ensemble {name}: has learned other facts from its rows than {source}: "
+            f"{', '.join(odd)}"
+        )
+    member.labelled = task.labelled
+    return member

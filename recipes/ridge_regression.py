@@ -40,6 +40,8 @@ class Config:
 
 
 class RidgeRegression(Task):
+    kind = "numbers"
+
     def learn(self, rows, splits) -> None:
         cfg, count = self.cfg, len(rows.splits.get("train", ()))
         self.per_position = cfg.pool == "flatten"

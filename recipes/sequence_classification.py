@@ -39,6 +39,10 @@ class Config:
 
 
 class SequenceClassification(Task):
+    @property
+    def kind(self) -> str:
+        return "labels" if self.cfg.multilabel else "classes"
+
     def learn(self, rows, splits) -> list[str]:
         cfg = self.cfg
         self.per_position = cfg.adapter.per_position
@@ -70,7 +74,8 @@ class SequenceClassification(Task):
         return losses, outputs.new_tensor(self.facts["weights"])[batch["labels"]]
 
     def metrics(self) -> dict:
-        return classification_metrics(len(self.facts["classes"]), self.cfg.multilabel)
+        names = self.facts["classes"]
+        return classification_metrics(len(names), self.cfg.multilabel, names)
 
     def values(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:  # probabilities (B, K)
         logits = outputs.float()

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
 from mgen.data import Table, table
-from mgen.data.facts import number_facts, number_yardsticks
-from mgen.figures import regression_figure
+from mgen.data.facts import check_minimum, number_facts, number_yardsticks, scaled, unscaled
+from mgen.figures import regression_figures
 from mgen.metrics import regression_metrics
 from mgen.task import Task
 from mgen.train import Train, run
@@ -34,13 +33,17 @@ class Config:
     train: Train = Train(lr=2e-3, epochs=3)
     loss: Literal["mse", "l1", "huber"] = "mse"  # on scaled labels
     scale: Literal["train", "train+valid", "none"] = "train"  # rows whose mean and std scale labels
+    minimum: tuple[float, ...] = ()  # least value of the labels, or of each; predictions below rise
     special_tokens: bool = True  # pool over [CLS] and the like too, as published heads do
 
 
 class SequenceRegression(Task):
+    kind = "numbers"
+
     def learn(self, rows, splits) -> None:
         self.per_position = self.cfg.adapter.per_position
         self.cfg.adapter.check_pools(has_start=bool(self.tokenizer.style.start))
+        check_minimum(self.cfg.minimum, len(self.cfg.data.y_cols))
         self.facts = number_facts(rows, splits, self.cfg.scale, self.facts)
 
     def build(self) -> None:
@@ -57,17 +60,15 @@ class SequenceRegression(Task):
         return self.head(hidden, self.pooled(batch))
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        mean, std = (torch.tensor(self.facts[key]).to(outputs) for key in ("mean", "std"))
         losses = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
-        scaled = (batch["labels"] - mean) / std
-        return losses[self.cfg.loss](outputs, scaled, reduction="none")  # the loop averages
+        labels = scaled(batch["labels"], self.facts)
+        return losses[self.cfg.loss](outputs, labels, reduction="none")  # the loop averages
 
     def metrics(self) -> dict:
         return regression_metrics(len(self.cfg.data.y_cols))
 
     def values(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:  # in the labels' units
-        mean, std = (torch.tensor(self.facts[key]).to(outputs.device) for key in ("mean", "std"))
-        return outputs.float() * std + mean
+        return unscaled(outputs, self.facts, self.cfg.minimum)
 
     def columns(self, values: Tensor) -> dict[str, Tensor]:
         names = self.cfg.data.y_cols
@@ -77,11 +78,8 @@ class SequenceRegression(Task):
         return number_yardsticks(rows, indices, self.facts)
 
     def figures(self, folder: Path, predictions: Tensor, labels: Tensor) -> list[Path]:
-        columns = zip(self.cfg.data.y_cols, labels.T, predictions.T, strict=True)
-        return [
-            regression_figure(folder / f"{name}.png", measured.numpy(), predicted.numpy(), name)
-            for name, measured, predicted in columns
-        ]
+        names = self.cfg.data.y_cols
+        return regression_figures(folder, names, predictions.numpy(), labels.numpy())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
@@ -85,9 +86,13 @@ def test_settings_fit_the_recipe(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_expected_metric_is_one_that_is_measured(file):
     from mgen.metrics import classification_metrics, regression_metrics
+    from mgen.metrics.variants import variant_metrics
 
-    is_classes = file.parent.name == "sequence_classification"
-    known = classification_metrics(2) if is_classes else regression_metrics(1)
+    known = regression_metrics(1)
+    if file.parent.name.endswith("_classification"):
+        known = classification_metrics(2)
+    if file.parent.name == "zero_shot_variants":
+        known = variant_metrics(np.arange(3.0), np.arange(3.0))
     assert experiments.experiments()[file.stem].target[0] in known
 
 
@@ -134,6 +139,20 @@ def test_exit_code_says_whether_the_figure_is_within_its_tolerance(
     (repository / "recipes" / "fake.py").write_text(RECIPE.replace("got > -1", "True"))
     assert repro("one") == code
     assert re.search(rf"one +spearman .*\b{re.escape(verdict)} +b and c", capsys.readouterr().out)
+
+
+def test_seeds_run_one_by_one_and_give_mean_and_standard_deviation(repository, capsys):
+    write(repository, "one", "spearman 0.50 +- 0.05", 0.4)
+    file = repository / "recipes" / "configs" / "fake" / "one.yaml"
+    file.write_text(file.read_text().replace("# seconds: 1", "# seconds: 1\n# seeds: 3"))
+    recipe = RECIPE.replace("run.mkdir", "seed = int(flags.get('--train.seed', 0))\nrun.mkdir")
+    recipe = recipe.replace('"spearman": got', '"spearman": got + 0.1 * seed')
+    (repository / "recipes" / "fake.py").write_text(recipe)
+    assert repro("one") == 0  # 0.4, 0.5 and 0.6
+    assert "0.500 +- 0.100 (3 seeds)" in capsys.readouterr().out
+    assert repro() == 0
+    assert len(list(repository.glob("runs/repro/fake/one-*"))) == 3
+    assert "| 0.500 +- 0.100 (3 seeds) |" in (repository / "docs" / "results.md").read_text()
 
 
 def test_data_is_looked_for_below_mgen_shared(repository):

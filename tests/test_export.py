@@ -123,7 +123,7 @@ def test_a_bundle_holds_what_training_changed_and_nothing_else(bundle):
     checkpoint = ("model.safetensors", "adapter_model.safetensors", "adapter_config.json",
                   "facts.json", "backbone.json", "complete.json")  # fmt: skip
     assert files == {
-        "README.md", "config.yaml", "environment.json", "results.json",
+        "README.md", "config.yaml", "environment.json", "results.json", "calibration.json",
         *(f"checkpoints/best/{name}" for name in checkpoint),
     }  # fmt: skip
     assert not any(file.is_symlink() for file in bundle.rglob("*"))
@@ -263,6 +263,7 @@ def test_of_another_checkpoint_the_metrics_of_the_best_are_left_out(place):
     run = run_folder(place, "all")
     folder = write(place, "all", "last", checkpoint="last")
     assert not (folder / "results.json").exists()
+    assert not (folder / "calibration.json").exists()
     assert "Not tested" in (folder / "README.md").read_text()
     assert apart(predict(folder), predict(run, checkpoint="last")) <= 1e-6
     assert apart(predict(folder), predict(run)) > 1e-6

@@ -66,27 +66,32 @@ def classification_figures(
     labels: np.ndarray,
     probabilities: np.ndarray,
     class_names: Sequence[str],
+    unit: str = "rows",
 ) -> list[Path]:
     """Draw confusion.png and roc.png into `folder`; only the latter for several labels per row.
 
-    labels (N,) class numbers with probabilities (N, C), or 0/1 labels (N, K) with (N, K).
+    labels (N,) class numbers with probabilities (N, C), or 0/1 labels (N, K) with (N, K). `unit`:
+    what the N are.
     """
     labels, probabilities = np.asarray(labels).astype(int), np.asarray(probabilities, dtype=float)
     count = len(class_names)
     assert probabilities.shape == (len(labels), count), (probabilities.shape, len(labels), count)
     if labels.shape == probabilities.shape:
-        return [_roc(Path(folder) / "roc.png", labels, probabilities, class_names)]
+        return [_roc(Path(folder) / "roc.png", labels, probabilities, class_names, unit)]
     labels = labels.ravel()
     one_hot = labels[:, None] == np.arange(count)
     shown = (one_hot[:, 1:], probabilities[:, 1:], class_names[1:])  # the other curve mirrors it
     curves = shown if count == 2 else (one_hot, probabilities, class_names)
+    path = Path(folder) / "confusion.png"
     return [
-        _confusion(Path(folder) / "confusion.png", labels, probabilities.argmax(1), class_names),
-        _roc(Path(folder) / "roc.png", *curves),
+        _confusion(path, labels, probabilities.argmax(1), class_names, unit),
+        _roc(Path(folder) / "roc.png", *curves, unit),
     ]
 
 
-def _confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Path:
+def _confusion(
+    path: Path, labels: np.ndarray, predicted: np.ndarray, names: Sequence[str], unit: str
+) -> Path:
     count = len(names)
     counts = np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -103,11 +108,13 @@ def _confusion(path: Path, labels: np.ndarray, predicted: np.ndarray, names: Seq
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set(xlabel="predicted class", ylabel="true class")
     correct = np.trace(counts) / max(counts.sum(), 1)
-    axes.set_title(f"{counts.sum():,} rows, {correct:.1%} correct", fontsize=10)
+    axes.set_title(f"{counts.sum():,} {unit}, {correct:.1%} correct", fontsize=10)
     return _save(figure, path)
 
 
-def _roc(path: Path, labels: np.ndarray, scores: np.ndarray, names: Sequence[str]) -> Path:
+def _roc(
+    path: Path, labels: np.ndarray, scores: np.ndarray, names: Sequence[str], unit: str
+) -> Path:
     figure, axes = _axes(5.2, 5.0)
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
     curves = [_roc_curve(labels[:, k], scores[:, k]) for k in range(len(names))]
@@ -122,7 +129,7 @@ def _roc(path: Path, labels: np.ndarray, scores: np.ndarray, names: Sequence[str
         axes.legend(loc="lower right", frameon=False, fontsize=8)
     hidden = "" if len(shown) == len(names) else f", {len(shown)} of {len(names)} classes"
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes.set_title(f"{len(labels):,} rows{hidden}", fontsize=10)
+    axes.set_title(f"{len(labels):,} {unit}{hidden}", fontsize=10)
     return _save(figure, path)
 
 

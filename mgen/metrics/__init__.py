@@ -9,7 +9,7 @@ is 0 where a class is absent.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,17 +50,20 @@ class Metric(nn.Module):
 
 
 class Library(Metric):
-    """A metric of torchmetrics."""
+    """A metric of torchmetrics; `names` are those of its values, if it has several."""
 
-    def __init__(self, metric: nn.Module, *args, **kwargs) -> None:
+    def __init__(self, metric: nn.Module, *args, names: Sequence[str] = (), **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.metric = metric
+        self.metric, self.names = metric, names
 
     def add(self, predictions: Tensor, labels: Tensor) -> None:
         self.metric.update(predictions, labels)
 
-    def value(self) -> Tensor:
-        return self.metric.compute()
+    def value(self) -> Tensor | dict[str, Tensor]:
+        value = self.metric.compute()
+        if not self.names:
+            return value
+        return {"": value.mean(), **dict(zip(self.names, value, strict=True))}
 
     def clear(self) -> None:
         self.metric.reset()
@@ -69,8 +72,8 @@ class Library(Metric):
 class Whole(Metric):
     """A function of all predictions and labels of a column at once, for each of K columns.
 
-    With `macro` the value is the mean over the columns that have one, and with `columns` each
-    column's value besides; otherwise it is the values of all columns.
+    With `macro` the value is the mean over the columns that have one, and with their names,
+    `columns`, each column's value besides; otherwise it is the values of all columns.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class Whole(Metric):
         arrange: Arrange,
         rows_needed: int = 1,
         macro: bool = False,
-        columns: bool = False,
+        columns: Sequence[str] = (),
     ) -> None:
         super().__init__(arrange, rows_needed=rows_needed)
         self.score, self.macro, self.columns = score, macro, columns
@@ -100,7 +103,7 @@ class Whole(Metric):
             )
         if not self.macro:
             return values
-        each = {str(k): value for k, value in enumerate(values)} if self.columns else {}
+        each = dict(zip(self.columns, values, strict=True)) if self.columns else {}
         return {"": values.nanmean(), **each}
 
     def clear(self) -> None:
@@ -131,10 +134,10 @@ def matthews(classes: int):
 class MultilabelMCC(Metric):
     """Matthews correlation over the flattened labels, and of each label."""
 
-    def __init__(self, labels: int, arrange: Arrange) -> None:
+    def __init__(self, labels: Sequence[str], arrange: Arrange) -> None:
         super().__init__(arrange)
-        self.overall = matthews(2)
-        self.each = nn.ModuleList(matthews(2) for _ in range(labels))
+        self.overall, self.labels = matthews(2), labels
+        self.each = nn.ModuleList(matthews(2) for _ in labels)
 
     def add(self, predictions: Tensor, labels: Tensor) -> None:
         self.overall.update(predictions.flatten(), labels.flatten())
@@ -142,7 +145,7 @@ class MultilabelMCC(Metric):
             metric.update(column, truth)
 
     def value(self) -> dict[str, Tensor]:
-        each = {str(k): metric.compute() for k, metric in enumerate(self.each)}
+        each = {k: metric.compute() for k, metric in zip(self.labels, self.each, strict=True)}
         return {"": self.overall.compute(), **each}
 
     def clear(self) -> None:
@@ -178,13 +181,16 @@ def regression_metrics(outputs: int) -> dict[str, Metric]:
     }
 
 
-def classification_metrics(classes: int, multilabel: bool = False) -> dict[str, Metric]:
+def classification_metrics(
+    classes: int, multilabel: bool = False, names: Sequence[str] = ()
+) -> dict[str, Metric]:
     """Accuracy, F1, MCC, AUROC and AUPRC from probabilities, threshold 0.5 or the largest.
 
     - two classes: (N, 2), or (N,) of class 1; F1, AUROC and AUPRC are those of class 1
     - more: (N, C); micro accuracy, macro F1, macro one-against-rest AUROC and AUPRC
     - multilabel: (N, K) against 0/1 labels (N, K); all macro but MCC, which is that of the
-      flattened labels; each label's values besides
+      flattened labels; each label's values besides, as `f1_` and its name (one of `names`, or its
+      number from 0)
 
     Single labels are class numbers (N,) or (N, 1). Classes or labels that are never, or always,
     present leave AUROC and AUPRC undefined and are left out of their mean. Raises ValueError for
@@ -213,11 +219,14 @@ def classification_metrics(classes: int, multilabel: bool = False) -> dict[str, 
             "f1": tm.MulticlassF1Score(classes, average="macro", **ALONE),
             "mcc": matthews(classes),
         }
-    metrics: dict[str, Metric] = {name: Library(m, counted) for name, m in counts.items()}
+    each = list(names or map(str, range(classes))) if multilabel else []
+    metrics: dict[str, Metric] = {
+        name: Library(m, counted, names=each) for name, m in counts.items()
+    }
     if multilabel:
-        metrics["mcc"] = MultilabelMCC(classes, counted)
+        metrics["mcc"] = MultilabelMCC(each, counted)
     for score in (auroc, auprc):
-        metrics[score.__name__] = Whole(score, scored, macro=True, columns=multilabel)
+        metrics[score.__name__] = Whole(score, scored, macro=True, columns=each)
     return metrics
 
 
