@@ -65,7 +65,16 @@ def trained(request, tmp_path_factory) -> tuple[str, Path]:
     """A recipe and the run directory of its default run, cut to a few steps."""
     out = tmp_path_factory.mktemp(request.param)
     flags = ["--train.max-steps", STEPS, "--train.save-every", STOP, "--train.log-every", 1]
-    flags += [*FEW_HELD_OUT, *LIGHTER.get(request.param, ()), "--train.workers", 0, "--out", out, "--name", "a"]
+    flags += [
+        *FEW_HELD_OUT,
+        *LIGHTER.get(request.param, ()),
+        "--train.workers",
+        0,
+        "--out",
+        out,
+        "--name",
+        "a",
+    ]
     assert command(request.param, *flags) == 0
     return request.param, out / request.param / "a"
 
