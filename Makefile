@@ -45,7 +45,7 @@ docs: $(READY) ## run the commands of README.md and docs/ whose output is shown 
 	$(BIN)/python docs/refresh.py
 
 test: $(READY) ## all quick tests, offline
-	$(OFFLINE) $(BIN)/pytest -q $(ARGS)
+	$(OFFLINE) $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
 
 golden: $(READY) ## comparisons with the reference fixtures ($MGEN_GOLDEN, default tests/golden)
 	$(OFFLINE) $(BIN)/pytest -q -k golden $(ARGS)

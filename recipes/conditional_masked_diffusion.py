@@ -25,7 +25,7 @@ from mgen.data.corruption import (
     hidden_tokens,
     shares_right,
 )
-from mgen.generate import (
+from mgen.methods.generate import (
     Generation,
     check_fills_masks,
     check_generation,

@@ -19,7 +19,7 @@ from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
 from mgen.data import Table, table
 from mgen.data.masking import Masking, check_masking, masked
-from mgen.generate import (
+from mgen.methods.generate import (
     Generation,
     check_fills_masks,
     check_generation,

@@ -18,7 +18,7 @@ from torch import Tensor
 from mgen.backbones import Backbone, backbone
 from mgen.data import Table, table
 from mgen.figures.maps import dependency_figure, figure_stem
-from mgen.mutagenesis import (
+from mgen.methods.mutagenesis import (
     Dependencies,
     check_model,
     dependencies,

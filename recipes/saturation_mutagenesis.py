@@ -23,7 +23,7 @@ from mgen.backbones import Backbone, backbone
 from mgen.config import InputError
 from mgen.data import Table, table
 from mgen.figures.maps import effect_figure, figure_stem
-from mgen.mutagenesis import (
+from mgen.methods.mutagenesis import (
     check_model,
     effects,
     letter_ids,

@@ -19,7 +19,7 @@ from mgen.checkpoint import write_json
 from mgen.config import InputError
 from mgen.data import Table, table
 from mgen.data.masking import check_masking, letter_mask, letters, masked_one_by_one
-from mgen.generate import text
+from mgen.methods.generate import text
 from mgen.metrics.language import log_likelihoods
 from mgen.task import Task
 from mgen.train import Train, run

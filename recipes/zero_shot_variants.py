@@ -15,10 +15,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from mgen import assays, zero_shot
 from mgen.backbones import Backbone, backbone
 from mgen.config import InputError
 from mgen.data import Table, table
+from mgen.methods import assays, zero_shot
 from mgen.report import console
 from mgen.task import Task
 from mgen.train import Train, run

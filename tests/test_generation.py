@@ -22,8 +22,8 @@ from mgen.config import InputError
 from mgen.data import Table
 from mgen.data.corruption import corrupted, diffusion_loss, hidden_tokens
 from mgen.data.simulate import PAIRED_SITES
-from mgen.generate import Generation, generate, write_sequences
 from mgen.loop import Train
+from mgen.methods.generate import Generation, generate, write_sequences
 from mgen.train import run
 
 MASK = "[MASK]"

@@ -14,7 +14,7 @@ from mgen.data.corruption import (
     mask_share,
     shares_right,
 )
-from mgen.generate import unmask
+from mgen.methods.generate import unmask
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -11,7 +11,7 @@ from conftest import golden
 from safetensors.torch import load_file
 
 from mgen.backbones.tokenizer import Style, Tokenizer
-from mgen.mutagenesis import Edits, dependencies, information, letter_ids, single_mutants
+from mgen.methods.mutagenesis import Edits, dependencies, information, letter_ids, single_mutants
 
 
 class Fixture:

@@ -23,7 +23,7 @@ from mgen.backbones import backbone, load_backbone
 from mgen.config import InputError
 from mgen.data.simulate import PAIRED_SITES, paired_sites
 from mgen.figures.maps import dependency_figure, effect_figure, effect_logo, sequence_logo
-from mgen.mutagenesis import (
+from mgen.methods.mutagenesis import (
     dependencies,
     effects,
     information,

@@ -15,12 +15,12 @@ from conftest import ROOT, golden
 from safetensors.torch import load_file
 from test_huggingface import llama
 
-from mgen import zero_shot
 from mgen.backbones import backbone, load_backbone
 from mgen.config import InputError
 from mgen.data import Table
 from mgen.data.substitutions import BLOSUM62, RESIDUES, blosum62
 from mgen.data.variants import Edit, Variant, parse_mutations, read_wild_type
+from mgen.methods import zero_shot
 from mgen.metrics import auprc, auroc
 from mgen.metrics.variants import variant_metrics
 from mgen.train import run

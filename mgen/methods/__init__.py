@@ -1,0 +1,1 @@
+"""What recipes do with a model beside training it: generate, mutate, score variants."""
