@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 RECIPES := $(patsubst recipes/%.py,%,$(wildcard recipes/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo list repro results docs test golden slow crash-test check format smoke bench \
+.PHONY: help setup demo list repro results docs examples test golden slow crash-test check format smoke bench \
 	new-recipe $(RECIPES)
 
 help: ## this list
@@ -43,6 +43,9 @@ results: $(READY) ## published experiments without a result, then docs/results.m
 
 docs: $(READY) ## run the commands of README.md and docs/ whose output is shown there
 	$(BIN)/python docs/refresh.py
+
+examples: $(READY) ## write the example files that the pages of docs/ name into this folder
+	$(BIN)/python docs/refresh.py --examples .
 
 test: $(READY) ## all quick tests, offline
 	$(OFFLINE) $(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)

@@ -1,6 +1,7 @@
 """Run the commands on the pages of README.md and docs/ whose output is shown there; renew it.
 
     python docs/refresh.py [PAGE ...]
+    python docs/refresh.py --examples FOLDER      # the example files alone, to try the commands
 
 Such a command is a bash block followed by a line `<!-- output -->` (or `<!-- demo -->`) and a text
 block. The commands of a page run one after the other in one temporary folder that holds the example
@@ -136,6 +137,9 @@ def _fasta(path: Path, rows: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--examples"]:
+        write_examples(Path(sys.argv[2]))
+        sys.exit()
     for page in [Path(word) for word in sys.argv[1:]] or pages():
         print(page.resolve().relative_to(ROOT), flush=True)
         refresh(page)

@@ -336,10 +336,8 @@ def _fit(session: Session) -> int:
         state = fit.run()
         report = {"steps": state.step, "best_step": state.best}
         files = [folder / "checkpoints" / "best"]
-        splits, measured = (
-            session.rows.splits,
-            bool(task.kind and len(session.rows.splits["valid"])),
-        )
+        splits = session.rows.splits
+        measured = task.kind and len(splits["valid"])
         if measured or len(splits["test"]):
             session.load(checkpoint_of(folder, "best"))
         if measured:

@@ -27,7 +27,7 @@ WITHOUT_A_RUN = re.compile(r"[A-Z]{3,}|\.\.\.")  # `mgen run RECIPE`: a form, no
 RUNS = {
     "masked_diffusion": (("sites",), ""),
     "conditional_masked_diffusion": (("gc",), ""),
-    "masked_language_modeling": (("sites",), ""),
+    "masked_language_modeling": (("sites", "pairs"), ""),
     "sequence_regression": (("first", "cnn"), "--data promoters.tsv --data.y-cols strength"),
     "token_classification": (("structure",), ""),
     "sequence_classification": (

@@ -278,3 +278,14 @@ def test_labels_are_float_columns_and_none_where_absent(tmp_path):
     assert table.labels([{"a": "1", "b": "2.5"}, {"a": 3, "b": 4}]).tolist() == [[1, 2.5], [3, 4]]
     assert table.labels([{"sequence": "A"}]) is None
     assert table.labels([{"a": "", "b": None}]) is None
+
+
+def test_a_fasta_has_the_columns_that_a_run_was_trained_with(tmp_path):
+    (tmp_path / "new.fasta").write_text(">p1 first\nACGT\n>p2\nGG\n")
+    rows = Table(path=str(tmp_path / "new.fasta"), x_col="promoter", id_col="gene").open(
+        split=False
+    )
+    assert [(row["gene"], row["promoter"]) for row in rows.take([0, 1])] == [
+        ("p1", "ACGT"),
+        ("p2", "GG"),
+    ]

@@ -14,7 +14,7 @@ from mgen.data import splits as cut
 from mgen.data.arrow import BUNDLED_PREFIX, cached, local_file
 from mgen.data.table import Rows, Table
 from mgen.data.variants import VERSION, mutated_batches, read_wild_type
-from mgen.io.tables import READERS, is_table
+from mgen.io.tables import FASTA, READERS, is_table, table_format
 
 SPLITS = ("train", "valid", "test")
 NO_ROWS = np.array([], dtype=np.int64)
@@ -34,7 +34,7 @@ def open_table(table: Table, split: bool) -> Rows:
             numbers = np.arange(start, start + len(part))
             found[group] = np.concatenate([found.get(group, NO_ROWS), numbers])
             start += len(part)
-            parts.append(part)
+            parts.append(_as_named(table, name, part))
             sources.append((name, len(part), digest))
     try:
         dataset = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
@@ -89,6 +89,15 @@ def _parts(table: Table, path: str) -> list[Part]:
     if wild_type:
         raise InputError("--data.wild-type: mutations are read from files; download the data set")
     return _hub_parts(table, path)
+
+
+def _as_named(table: Table, name: str, part: Any) -> Any:
+    """A FASTA's sequences and identifiers under the names that the options give such columns."""
+    if not (is_table(name) and table_format(name) in FASTA):
+        return part
+    wanted = {"sequence": table.x_col, "id": table.id_col}
+    there = {old: new for old, new in wanted.items() if new and new not in part.column_names}
+    return part.rename_columns(there) if there else part
 
 
 def _files(path: str) -> list[str]:

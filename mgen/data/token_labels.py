@@ -181,7 +181,11 @@ def token_facts(
         rows.splits["train"] = np.setdiff1d(rows.splits["train"], train.bare)
         notes.append(f"{len(train.bare):,} training rows have no residue that counts: left out")
     if not train.counted:
-        raise InputError(f"{_where(rows, labels)}: no residue of the training rows counts")
+        why = f": --mask-keep {labels.mask_keep} is not in column '{labels.mask_col}'"
+        raise InputError(
+            f"{_where(rows, labels)}: no residue of the training rows counts"
+            + (why if labels.mask_col else "")
+        )
     if labels.multilabel:
         shares = [train.counts[name] / train.counted for name in names]
         return {"classes": names, "shares": shares}, notes

@@ -20,6 +20,7 @@ import pyarrow as pa
 from mgen.config import InputError
 from mgen.io.vcf import read_vcf
 
+FASTA = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".fas")
 READER_VERSION = 2  # part of the key of cached tables: raise it when the same bytes read otherwise
 BLOCK_BYTES = 16 << 20  # a CSV row must fit into one block
 BLOCK_ROWS = 10_000
@@ -325,6 +326,6 @@ READERS: dict[str, Callable[[Path, IO[bytes]], Batches]] = {
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".parquet": _read_parquet,
-    **dict.fromkeys((".fasta", ".fa", ".fna", ".faa", ".ffn", ".fas"), _read_fasta),
+    **dict.fromkeys(FASTA, _read_fasta),
     ".vcf": read_vcf,
 }
