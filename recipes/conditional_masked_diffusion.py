@@ -58,7 +58,7 @@ class ConditionalMaskedDiffusion(Task):
 
     def learn(self, rows, splits) -> None:
         check_corruption(self.cfg.timesteps, self.cfg.label_smoothing)
-        check_generation(self.tokenizer)
+        check_generation(rows, self.tokenizer, splits)
         self.facts |= condition_facts(rows, splits, self.cfg.adapter, self.facts)
         if "train" in splits:
             self.facts["letters"] = letters_of(rows, self.tokenizer)

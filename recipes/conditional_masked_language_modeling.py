@@ -53,7 +53,7 @@ class ConditionalMaskedLanguageModeling(Task):
 
     def learn(self, rows, splits) -> None:
         check_masking(self.tokenizer, self.cfg.masking_rate)
-        check_generation(self.tokenizer)
+        check_generation(rows, self.tokenizer, splits)
         self.facts |= condition_facts(rows, splits, self.cfg.adapter, self.facts)
         if "train" in splits:
             self.facts["letters"] = letters_of(rows, self.tokenizer)

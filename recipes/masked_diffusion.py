@@ -56,7 +56,7 @@ class MaskedDiffusion(Task):
     def learn(self, rows, splits) -> None:
         self.cfg.adapter.check_gives("per token")
         check_corruption(self.cfg.timesteps, self.cfg.label_smoothing)
-        check_generation(self.tokenizer)
+        check_generation(rows, self.tokenizer, splits)
         if "train" in splits:
             self.facts["letters"] = letters_of(rows, self.tokenizer)
 

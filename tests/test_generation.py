@@ -23,7 +23,13 @@ from mgen.data import Table
 from mgen.data.corruption import corrupted, diffusion_loss, hidden_tokens
 from mgen.data.simulate import PAIRED_SITES
 from mgen.loop import Train
-from mgen.methods.generate import Generation, generate, write_sequences
+from mgen.methods.generate import (
+    Generation,
+    check_generation,
+    generate,
+    unmask,
+    write_sequences,
+)
 from mgen.train import run
 
 MASK = "[MASK]"
@@ -324,3 +330,18 @@ def test_generation_without_a_condition_names_the_cell(tmp_path, capsys):
         mgen.load_run(given).predict(["ACGT"])
     made = mgen.load_run(given).predict([{"sequence": f"A{MASK}GT", "label": 0.5}])
     assert made["template"] == ["A.GT"] and len(made["generated"][0]) == 4
+
+
+def test_a_template_with_another_special_token_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("sequence\nAC[MASK]GT\nAC[PAD]GT\n")
+    rows = Table(path=str(tmp_path / "t.csv")).open(split=False)
+    with pytest.raises(InputError, match=r"row 2 .*\[PAD\] in a template"):
+        check_generation(rows, backbone("aido_dna_debug").tokenizer(), ())
+
+
+def test_output_that_is_no_number_is_refused():
+    with pytest.raises(InputError, match="not a finite number"):
+        unmask_all = torch.ones(1, 3, dtype=torch.bool)
+        unmask(
+            lambda ids: torch.full((1, 3, 5), torch.nan), torch.zeros(1, 3).long(), unmask_all, 2
+        )

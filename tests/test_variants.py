@@ -689,7 +689,37 @@ def test_a_genome_command_writes_places(tmp_path):
     assert command(*flags, "--genome", tmp_path / "g.fa", "--name", "x") == 0
     folder = tmp_path / "zero_shot_variants" / "x" / "predictions"
     lines = (folder / "x.variants.tsv").read_text().splitlines()
-    assert lines[0].split("\t") == ["chrom", "start", "ref", "mutate", "aido_dna_debug_wt-fill"]
-    assert lines[1].startswith("c1\t3\tT\tA\t") and lines[2] == "c1\t3\tT\t<DEL>\t"
+    places = ["row", "id", "chrom", "start", "ref", "mutate"]
+    assert lines[0].split("\t") == [*places, "aido_dna_debug_wt-fill"]
+    assert lines[1].startswith("0\tc1:4:T>A\tc1\t3\tT\tA\t")
+    assert lines[2] == "1\tc1:4:T><DEL>\tc1\t3\tT\t<DEL>\t"
     found = pq.read_table(folder / "x.parquet").to_pylist()
     assert found[1]["skipped"] == "symbolic allele" and np.isnan(found[1]["score"])
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "said"),
+    [
+        ("c1,3,-,GG", ["--window", "0"], "no sequence before this variant"),
+        ("c1,1_0,G,A", [], "'1_0' is no position"),
+        ("c1,3,T,A", ["--strategy", "embedding-distance", "--layers"], "--layers"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(row, flags, said, tmp_path, capsys):
+    (tmp_path / "g.fa").write_text(">c1\nACGTACGTAC\n")
+    (tmp_path / "v.csv").write_text(f"chrom,start,ref,mutate\n{row}\n")
+    given = ["--data", tmp_path / "v.csv", "--genome", tmp_path / "g.fa", "--out", tmp_path]
+    given += ["--backbone", "aido_dna_debug", "--strategy", "pseudo-perplexity", *flags]
+    assert command(*given) == 2
+    assert said in capsys.readouterr().err
+    assert not [*tmp_path.glob("zero_shot_variants/*")]
+
+
+def test_letters_may_be_added_at_the_end_of_a_contig(tmp_path):
+    (tmp_path / "g.fa").write_text(">c1\nACGTACGTAC\n")
+    (tmp_path / "v.csv").write_text("chrom,start,ref,mutate\nc1,10,-,G\nc1,9.0,C,G\n")
+    given = ["--data", tmp_path / "v.csv", "--genome", tmp_path / "g.fa", "--out", tmp_path]
+    given += ["--backbone", "aido_dna_debug", "--strategy", "pseudo-perplexity", "--name", "e"]
+    assert command(*given) == 0
+    file = tmp_path / "zero_shot_variants" / "e" / "predictions" / "v.parquet"
+    assert np.isfinite([row["score"] for row in pq.read_table(file).to_pylist()]).all()

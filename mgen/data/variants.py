@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mgen.data.table import Rows, Table
 
 VERSION = 1  # part of the key of cached tables: raise it when the same mutations read otherwise
-MUTATION = re.compile(r"([A-Za-z*])(-?\d+)([A-Za-z*-])")
+MUTATION = re.compile(r"([A-Za-z*])(-?\d+)([A-Za-z*-])", re.ASCII)
+POSITION = re.compile(r"(-?\d{1,15})(?:\.0+)?", re.ASCII)
 WILD_TYPE = {"", "WT", "wt", "_wt", "WILD-TYPE"}  # cells that mean no mutation
 FIELDS = ("genome", "window", "reference_col", "chrom_col", "start_col", "ref_col", "alt_col")
 FIELDS += ("one_based", "mismatch")  # of `Source`, that settings of a recipe name
@@ -345,7 +346,7 @@ class Source:
         return text, max(first, 0), first < 0 or last > length
 
     def _inside(self, start: int, stop: int, length: int, what: str) -> None:
-        if not 0 <= start <= stop <= length or start == length:
+        if not 0 <= start <= stop <= length:  # start = length: letters added at the end
             raise InputError(
                 f"position {start} to {stop} (counted from 0) is outside the {what} of {length:,}"
             )
@@ -362,10 +363,10 @@ class Source:
         return text.replace("U", "T") if self.nucleotides else text
 
     def number(self, row: dict[str, Any], column: str) -> int:
-        try:
-            return int(row[column])
-        except (TypeError, ValueError):
-            raise InputError(f"column '{column}': {row[column]!r} is no position") from None
+        found = POSITION.fullmatch(str(row[column]).strip())
+        if not found:
+            raise InputError(f"column '{column}': {row[column]!r} is no position")
+        return int(found[1])
 
 
 def source_of(cfg: Any, rows: Rows, nucleotides: bool) -> Source:

@@ -5,6 +5,7 @@ ALT as written, symbolic ones too), id (contig:POS:REF>ALT where the file has no
 and alleles, how many ALTs the record has.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 from mgen.config import InputError
 
 BLOCK_ROWS = 10_000
+POSITION = re.compile(r"0*[1-9]\d{0,14}", re.ASCII)
 SCHEMA = pa.schema(
     {
         "chrom": pa.string(),
@@ -59,7 +61,7 @@ def _alleles(where: str, line: bytes) -> Iterator[dict[str, Any]]:
     if len(fields) < 5:
         raise InputError(f"{where}: {len(fields)} columns separated by tabs, expected 8 or more")
     chrom, position, name, reference, alternatives, *rest = fields
-    if not position.isdigit() or int(position) < 1:
+    if not POSITION.fullmatch(position):
         raise InputError(f"{where}: POS {position!r}: expected a position counted from 1")
     reference = reference.upper()
     if not reference or {*reference} - {*"ACGTN"}:

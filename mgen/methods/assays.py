@@ -167,8 +167,10 @@ def proteingym(
 def by_place(
     file: Path, rows: Rows, order: np.ndarray, places: list[str], methods: dict[str, np.ndarray]
 ) -> Path:
-    """A TSV beside `file` with the columns `places` of the table and the scores."""
-    taken = ({name: row[name] for name in places} for row in _rows(rows, order))
+    """A TSV beside `file`: row number, identifier, the table's columns `places` and the scores."""
+    names = [*([rows.id_col] if rows.id_col else []), *places]
+    numbered = zip(order.tolist(), _rows(rows, order), strict=True)
+    taken = ({"row": number, **{name: row[name] for name in names}} for number, row in numbered)
     return _write(file.with_suffix(".variants.tsv"), taken, methods, "\t")
 
 

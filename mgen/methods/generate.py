@@ -28,6 +28,7 @@ from mgen.predictions import read
 
 Draw = Callable[[Tensor], Tensor]  # probabilities (B, L, V) -> tokens (B, L)
 
+COLDEST = 1e-6  # temperature
 ROWS = 1024  # of a table at once
 HIDDEN = "."  # how templates show what was generated
 
@@ -46,10 +47,10 @@ class Generation:
         for name, least in (("steps", 1), ("samples", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} {getattr(self, name)}: expected at least {least}")
-        if not 0 < self.temperature < float("inf"):
+        if not COLDEST <= self.temperature < float("inf"):
             raise InputError(
-                f"--temperature {self.temperature}: expected a number above 0; the most probable "
-                "letters are taken without --sample"
+                f"--temperature {self.temperature}: expected at least {COLDEST:g}; the most "
+                "probable letters are taken without --sample"
             )
         if not 0 < self.mask_fraction <= 1:
             raise InputError(
@@ -83,6 +84,11 @@ def unmask(
         if not left.any():
             break
         logits = logits_of(ids).float()
+        if not torch.isfinite(logits[left]).all():
+            raise InputError(
+                "the network's output for a row is not a finite number. Is a condition far outside "
+                "those it was trained with?"
+            )
         if allowed is not None:
             is_barred = torch.ones(logits.shape[-1], dtype=torch.bool, device=ids.device)
             is_barred[allowed] = False
@@ -198,8 +204,11 @@ def _drawer(generators: list[torch.Generator], lengths: list[int]) -> Draw:
 # --------------------------------------------------------------------------- checks and files
 
 
-def check_generation(tokenizer) -> None:
-    """Raise InputError unless rows of this tokenizer can be generated letter by letter."""
+def check_generation(rows: Rows, tokenizer, splits: Sequence[str]) -> None:
+    """Raise InputError unless rows of this tokenizer can be generated letter by letter.
+
+    Without `splits` (prediction) also for a template that names special tokens other than the mask.
+    """
     if not tokenizer.style.mask:
         raise InputError(
             "this backbone's vocabulary has no mask token, so nothing can be unmasked. Choose a "
@@ -210,6 +219,22 @@ def check_generation(tokenizer) -> None:
             "generation fills in one letter per token, but this backbone has tokens of several "
             "letters. Choose one with a token per letter, such as aido_dna_300m or esm2_8m"
         )
+    if splits:
+        return
+    column = rows.table.x_col
+    known = torch.tensor([tokenizer.mask_token_id, *letters(tokenizer).values()])
+    for numbers, block in rows.chunks([column]):
+        texts = block.column(0).to_pylist()
+        batch = tokenizer.tokenize(texts)
+        other = ~torch.isin(batch["input_ids"], known) & (batch["special_tokens_mask"] == 0)
+        # Letters that are no tokens are read as the unknown one, if that was asked for.
+        other &= batch["input_ids"] != tokenizer.unk_token_id
+        for i in other.any(1).nonzero()[:1, 0].tolist():
+            token = tokenizer.tokens[batch["input_ids"][i][other[i]][0]]
+            raise InputError(
+                f"{place(rows, int(numbers[i]), column)}: {token} in a template; of special tokens "
+                f"only {tokenizer.style.mask} may be there"
+            )
 
 
 def check_fills_masks(backbone) -> None:

@@ -228,8 +228,9 @@ class Plan:
             )
         if self.aligned and variant.has_indel:
             raise InputError("an insertion or deletion, which has no column in the alignment --msa")
-        if variant.has_indel and not variant.mutated:
-            raise InputError("nothing is left of the sequence")
+        if variant.has_indel and not (variant.reference and variant.mutated):
+            when = "after" if variant.reference else "before"
+            raise InputError(f"there is no sequence {when} this variant. Widen --window")
         if strategy in WHOLE:
             variant.cropped(self.width)
         if tokenizer.unknown == "error":
@@ -317,9 +318,10 @@ def layer_numbers(layers: Sequence[str], count: int) -> list[int]:
     Raises InputError for others.
     """
     names = {"last": [count], "all": list(range(count + 1))}
+    numbers = [str(i) for i in range(count + 1)]
     found: list[int] = []
-    for layer in layers:
-        if layer not in names and not (layer.isdigit() and int(layer) <= count):
+    for layer in layers or ("",):
+        if layer not in (*names, *numbers):
             raise InputError(f"--layers {layer}: expected last, all, or numbers from 0 to {count}")
         found += names.get(layer) or [int(layer)]
     return list(dict.fromkeys(found))
