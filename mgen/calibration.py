@@ -46,13 +46,14 @@ class Calibration:
     def write(self, file: Path) -> None:
         checkpoint.write_json(file, asdict(self))
 
-    @property
-    def summary(self) -> str:
-        """One line to print."""
+    def summary(self, metric: str = "mcc") -> str:
+        """One line to print, with the best thresholds of `metric`."""
         text = f"{self.rows:,} {self.split} entries: "
         if self.kind != "numbers":
             ece = [f"{part['ece']:.3f}" for part in (self.before, self.after)]
-            return f"{text}temperature {self.temperature:.3f}, ECE {ece[0]} -> {ece[1]}"
+            chosen = ", ".join(f"{value:.3f}" for value in self.thresholds.get(metric, ()))
+            best = f", best {metric} above {chosen}" if chosen else ""
+            return f"{text}temperature {self.temperature:.3f}, ECE {ece[0]} -> {ece[1]}{best}"
         if self.rows < 9:
             return f"{text}too few for intervals of 0.9"
         halves = ", ".join(f"{half:.4g}" for half in self.half_widths(0.9))

@@ -237,7 +237,7 @@ def _describe(
         found = calibration.read(measured)
         if step_of(source) in (None, found.step):
             dataclasses.replace(found, step=None).write(folder / calibration.FILE)
-            shown = found.summary
+            shown = found.summary()
         else:
             warn(
                 f"{calibration.FILE} is left out: it is of step {found.step}, not of {source.name}"

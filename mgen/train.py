@@ -182,6 +182,8 @@ class Session:
             raise InputError(
                 f"--calibrated writes into the run, which {self.source} is not: download it first"
             )
+        if given.threshold != Launch().threshold and not given.calibrated:
+            raise InputError(f"--threshold {given.threshold} decides with --calibrated; add that")
         if not given.ensemble:
             self.found = self._calibration()
 
@@ -204,6 +206,8 @@ class Session:
             self.found = self._calibration()
         if len(self.members) > 1 or self.found:
             used = given.calibrated and self.verb != "validate"
+            if used:
+                console.print(f"calibration, {self.found.summary(given.threshold)}")
             self.model = Ensemble(self.members, self.found, used, given.threshold, given.interval)
 
     @property
@@ -211,7 +215,8 @@ class Session:
         """The name of the prediction file, and of the folder of figures."""
         given = self.launch
         parts = [self.name, "ensemble" * bool(given.ensemble)]
-        parts += ["calibrated" * (given.calibrated and self.verb != "validate")]
+        if given.calibrated and self.verb != "validate":
+            parts += ["calibrated", given.threshold * (given.threshold != Launch().threshold)]
         parts += [f"interval{given.interval:g}" * bool(given.interval)]
         return "-".join(part for part in parts if part)
 
@@ -222,7 +227,7 @@ class Session:
         path = folder / "checkpoints" / (self.launch.checkpoint if self.source else "best")
         step = ensemble.step_of(path) if len(self.members) == 1 else None
         found, notes = calibration.measure(self.task.kind, *compared, step)
-        console.print(f"calibration, {found.summary}")
+        console.print(f"calibration, {found.summary(self.launch.threshold)}")
         for note in notes:
             warn(f"calibration: {note}")
         file = ensemble.file_of(folder, self.members)
