@@ -28,7 +28,7 @@ def contact_map(
         i, j = np.asarray(true, dtype=int).reshape(-1, 2).T
         axes.scatter(i, j, s=size, marker="s", lw=0, color=COLOURS[1], label="true")
     i, j = np.asarray(predicted, dtype=int).reshape(-1, 2).T
-    shaded = {"c": scores, "cmap": "cividis_r", "vmin": 0, "vmax": 1}
+    shaded = {"c": scores, "cmap": "Blues", "vmin": 0, "vmax": 1}
     dots = axes.scatter(j, i, s=size, marker="s", lw=0, label="predicted", **shaded)
     figure.colorbar(dots, ax=axes, label="probability of predicted pairs", fraction=0.046)
     axes.plot([start, stop], [start, stop], color="0.6", lw=0.8)
