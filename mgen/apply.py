@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mgen import ensemble
-from mgen.config import InputError, from_yaml
+from mgen import calibration, ensemble
+from mgen.config import InputError, from_yaml, unknown
 from mgen.data.batches import Batch, loader, plan
 from mgen.infer import in_order
 from mgen.runs import checkpoint_of, existing_run, read_json, sessions
@@ -44,7 +44,8 @@ class Run:
         self.task.labelled = False
         self.cfg = self.task.cfg
         self.checkpoint = checkpoint_of(folder, checkpoint)
-        others = [str(other) for other in ensemble]
+        others = [ensemble] if isinstance(ensemble, str | Path) else ensemble
+        others = [str(other) for other in others]
         self.members = [
             self.task,
             *(load_member(self.task, folder, run, checkpoint, recipe.stem) for run in others),
@@ -94,6 +95,10 @@ class Run:
 
     def _model(self, calibrated: bool, threshold: str, interval: float):
         several = len(self.members) > 1
+        if threshold not in calibration.THRESHOLDED:
+            raise InputError(unknown("threshold", threshold, calibration.THRESHOLDED))
+        if not isinstance(interval, int | float):
+            raise InputError(f"interval {interval!r}: expected a share between 0 and 1")
         ensemble.check_options(self.task.kind, several, calibrated, interval, "predict")
         if not (several or calibrated or interval):
             return self.task

@@ -4,6 +4,7 @@
 with the run as calibration.json. N entries (rows or tokens), C classes, K labels or outputs.
 """
 
+import itertools
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -105,14 +106,33 @@ def read(file: Path) -> Calibration:
         content = json.loads(file.read_text())
         known = {f.name for f in fields(Calibration)}
         found = Calibration(**{key: value for key, value in content.items() if key in known})
-        of_numbers = found.kind == "numbers" and found.ranks and found.residuals
-        if of_numbers or (found.kind in KINDS[1:] and found.temperature > 0):
+        if _is_whole(found):
             return found
     except (ValueError, TypeError, AttributeError, UnicodeDecodeError):
         pass
     raise InputError(
         f"{file}: damaged. Write it again: validate --calibrated --run {file.parent}"
     ) from None
+
+
+def _is_whole(found: Calibration) -> bool:
+    """Whether everything that is used later is there and possible."""
+    if found.kind == "numbers":
+        sizes = {len(column) for column in found.residuals}
+        rising = all(
+            0 <= a <= b < math.inf for c in found.residuals for a, b in itertools.pairwise([0, *c])
+        )
+        ranked = found.ranks == sorted({*found.ranks}) and found.ranks[-1:] == [found.rows]
+        return ranked and rising and sizes == {len(found.ranks)}
+    chosen = list(found.thresholds.values())
+    expected = {*THRESHOLDED} if found.kind == "labels" else {*found.thresholds}
+    return (
+        found.kind in KINDS
+        and COLDEST <= found.temperature <= HOTTEST
+        and {*found.thresholds} in (expected, set())
+        and len({len(column) for column in chosen}) <= 1
+        and all(0 <= value <= 1 for column in chosen for value in column)
+    )
 
 
 def measure(

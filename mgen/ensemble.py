@@ -246,6 +246,13 @@ def find(folder: Path, members: list[Task], path: Path, interval: float = 0.0) -
     return found
 
 
+WHAT = {  # recipes with an option predict
+    calibration.KINDS: "numbers or classes",
+    calibration.KINDS[:1]: "numbers",
+    calibration.KINDS[1:]: "classes",
+}
+
+
 def check_options(kind: str, several: bool, calibrated: bool, interval: float, verb: str) -> None:
     """Raise InputError for options that a recipe of this kind, or this verb, has not."""
     if verb == "fit" and (several or calibrated or interval):
@@ -263,7 +270,7 @@ def check_options(kind: str, several: bool, calibrated: bool, interval: float, v
             what = "numbers" if kind == "numbers" else "classes" if kind else "neither"
             raise InputError(
                 f"this recipe has no {flag}: that is for recipes that predict "
-                f"{'numbers' if kinds == ('numbers',) else 'classes'}, and this one predicts {what}"
+                f"{WHAT[kinds]}, and this one predicts {what}"
             )
 
 

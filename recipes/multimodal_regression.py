@@ -63,7 +63,8 @@ class MultimodalRegression(Task):
         return notes
 
     def learn(self, rows, splits) -> None:
-        self.cfg.fusion.check(self.cfg.adapter, has_start=bool(self.tokenizer.style.start))
+        starts = [bool(tokenizer.style.start) for tokenizer in self.tokenizers.values()]
+        self.cfg.fusion.check(self.cfg.adapter, starts)
         check_minimum(self.cfg.minimum, len(self.cfg.data.y_cols))
         self.facts = number_facts(rows, splits, "train", self.facts)
 

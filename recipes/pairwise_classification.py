@@ -47,7 +47,7 @@ class Config:
 
 
 class PairwiseClassification(Task):
-    def learn(self, rows, splits) -> None:
+    def learn(self, rows, splits) -> list[str]:
         cfg = self.cfg
         cfg.adapter.check_gives("per pair")
         for flag, value, least in (
@@ -57,7 +57,8 @@ class PairwiseClassification(Task):
         ):
             if not least <= value < np.inf:
                 raise InputError(f"{flag} {value}: expected {least} or more")
-        self.facts = pair_facts(rows, splits, self.tokenizer, self.facts)
+        self.facts, notes = pair_facts(rows, splits, self.tokenizer, self.facts)
+        return notes
 
     def build(self) -> None:
         self.head = self.make_head(self.cfg.channels)

@@ -334,3 +334,27 @@ def test_seeds_of_an_experiment_are_part_of_its_digest(tmp_path, monkeypatch):
     facts = {"what": "", "source": "", "expects": "mcc", "hardware": "", "seconds": 1}
     one = Experiment(file=tmp_path / "x" / "one.yaml", **facts)
     assert one.digest != dataclasses.replace(one, seeds=3).digest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"ranks": [1, 2]},
+        {"residuals": [[0.1, 0.2]]},
+        {"residuals": [[0.3, 0.2, 0.1]]},
+        {"residuals": [[-0.1, 0.2, 0.3]]},
+        {"rows": 9},
+        {"kind": "labels", "thresholds": {"mcc": [0.5]}},
+        {"kind": "classes", "temperature": 1e9},
+        {"kind": "classes", "thresholds": {"mcc": [1.5]}},
+        {"kind": "classes", "thresholds": [0.5]},
+    ],
+)
+def test_a_calibration_that_cannot_be_is_damaged(damage, tmp_path):
+    whole = {"kind": "numbers", "rows": 3, "ranks": [1, 2, 3], "residuals": [[0.1, 0.2, 0.3]]}
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps(whole))
+    assert calibration.read(file).half_widths(0.5) == [0.2]
+    file.write_text(json.dumps(whole | damage))
+    with pytest.raises(InputError, match="damaged"):
+        calibration.read(file)

@@ -66,7 +66,17 @@ LAYERS = {
         "config",
         "report",
     },
-    "apply": {"ensemble", "infer", "runs", "train", "loop", "task", "data", "config"},
+    "apply": {
+        "calibration",
+        "ensemble",
+        "infer",
+        "runs",
+        "train",
+        "loop",
+        "task",
+        "data",
+        "config",
+    },
     "experiments": {"config", "report"},
     "card": {"backbones", "io", "report"},
     "export": {

@@ -288,3 +288,26 @@ def test_layer_decay_and_rates_reach_every_backbone(tmp_path):
         # Two blocks, what lies before them, and the norm after them.
         own = {round(rate, 9) for key, rate in found.items() if key.startswith(name)}
         assert own <= {1e-3, 5e-4, 2.5e-4, 1.25e-4} and {5e-4, 2.5e-4} <= own
+
+
+def test_padding_between_modalities_does_not_move_the_seam():
+    torch.manual_seed(0)
+    module = fusion("tokens", project_size=4).build([3, 5])
+    short, long = torch.randn(1, 2, 3), torch.randn(1, 3, 5)
+    alone, _ = module([(short, torch.ones(1, 2)), (long, torch.ones(1, 3))])
+    padded = torch.cat([short, torch.randn(1, 4, 3)], 1), torch.tensor([[1, 1, 0, 0, 0, 0]])
+    fused, mask = module([padded, (long, torch.ones(1, 3))])
+    torch.testing.assert_close(fused[:, :5], alone)
+    assert mask.tolist() == [[1, 1, 1, 1, 1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "head", "starts"),
+    [
+        ("tokens", {}, "linear_cls", [True, True]),
+        ("concat", {"pooling": "cls"}, "mean_pool_mlp", [True, False]),
+    ],
+)
+def test_start_tokens_that_say_too_little_are_refused(name, options, head, starts):
+    with pytest.raises(InputError, match="start token|first token"):
+        fusion(name, **options).check(adapter(head), starts)

@@ -14,7 +14,13 @@ from mgen.adapters import ADAPTERS, adapter
 from mgen.backbones import backbone
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.pair_labels import dot_bracket_pairs, pair_matrix, pair_targets, residue_spans
+from mgen.data.pair_labels import (
+    dot_bracket_pairs,
+    pair_facts,
+    pair_matrix,
+    pair_targets,
+    residue_spans,
+)
 from mgen.data.token_labels import IGNORED
 from mgen.figures.contacts import contact_map
 from mgen.metrics import results
@@ -383,3 +389,15 @@ def test_a_map_is_drawn_with_and_without_true_pairs(tmp_path):
         path = contact_map(tmp_path / f"{i}.png", (0, 9), [[0, 5]], [0.9], true, "row")
         assert path.read_bytes()[:4] == b"\x89PNG"
     contact_map(tmp_path / "none.png", (0, 9), [], [], None)
+
+
+def test_training_rows_without_a_known_pair_are_left_out(tmp_path):
+    known, unknown = [[0, 1, 0], [1, 0, 0], [0, 0, 0]], [[None] * 3] * 3
+    lines = [{"sequence": "ACG", "y": json.dumps(m)} for m in (known, unknown, known)]
+    file = tmp_path / "m.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = Table(path=str(file), y_cols=("y",), test_fraction=0, valid_fraction=0)
+    rows = table.open()
+    _, notes = pair_facts(rows, ("train",), backbone("dna_onehot").tokenizer(), {})
+    assert sorted(rows.splits["train"]) == [0, 2]
+    assert "1 training rows have no pair" in notes[0]

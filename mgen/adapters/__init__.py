@@ -46,7 +46,10 @@ class Adapter(Choice):
         `level` is one of these two.
         """
         if level not in ADAPTERS.facts[self.name]:
-            fitting = [name for name, facts in ADAPTERS.facts.items() if level in facts]
+            known = ADAPTERS.facts.items()
+            fitting = [
+                n for n, facts in known if level in facts and "reads conditions" not in facts
+            ]
             raise InputError(
                 f"--adapter {self.name} has no outputs {level}, which this task needs. Set one of "
                 f"{', '.join(fitting)}"

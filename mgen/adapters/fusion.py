@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.adapters import ANY_WIDTH, Adapter
+from mgen.adapters import ADAPTERS, ANY_WIDTH, Adapter
 from mgen.adapters.pooling import cls_pool, mean_pool, positions
 from mgen.adapters.transformer import check_heads
 from mgen.config import Choice, InputError, Registry
@@ -30,12 +30,22 @@ class Fusion(Choice):
         """Build the module for backbones of these widths, the main one first."""
         return FUSIONS.construct(self, list(widths))
 
-    def check(self, adapter: Adapter, has_start: bool) -> None:
+    def check(self, adapter: Adapter, starts: Sequence[bool]) -> None:
         """Raise InputError unless both can be built and the adapter makes one vector of a row.
 
-        `has_start`: rows of the main modality begin with a special token.
+        `starts`: whether rows of each modality, the main one first, begin with a special token.
         """
-        adapter.check_pools(has_start or self.name == "concat")  # which has one position
+        adapter.check_pools(starts[0] or self.name == "concat")  # which has one position
+        if self.name == "tokens" and "reads start" in ADAPTERS.facts[adapter.name]:
+            raise InputError(
+                f"--adapter {adapter.name} reads the first token, which knows the main modality "
+                "alone. Set a pooling one such as mean_pool_mlp, or --fusion cross_attention"
+            )
+        if vars(self).get("pooling") == "cls" and not all(starts):
+            raise InputError(
+                "--fusion.pooling cls reads the start token of each modality, but one of these "
+                "backbones has none. Set mean"
+            )
         if adapter.per_position:
             raise InputError(
                 f"--adapter {adapter.name} has one weight per position, but fused rows have no "
@@ -128,8 +138,11 @@ class Tokens(_Projected):
         self.width = project_size
 
     def forward(self, states: States) -> tuple[Tensor, Tensor]:
-        tokens = self.projected([hidden for hidden, _ in states])
-        return torch.cat(tokens, dim=1), torch.cat([mask for _, mask in states], dim=1)
+        tokens = torch.cat(self.projected([hidden for hidden, _ in states]), dim=1)
+        mask = torch.cat([mask for _, mask in states], dim=1)
+        # Padding between modalities would move the seam under a filter: counted tokens come first.
+        order = (~mask.bool()).int().argsort(dim=1, stable=True)
+        return tokens.gather(1, order.unsqueeze(-1).expand_as(tokens)), mask.gather(1, order)
 
 
 @FUSIONS.register("cross_attention")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,11 @@ def trained_backbone(run: str, choice: Backbone, seed: int) -> SequenceBackbone:
     path = Path(run) / "checkpoints" / "best"
     if not path.is_dir():
         raise InputError(f"--backbone {run}: this run has no checkpoint yet")
+    if re.search(r"(?m)^backbone1:", (Path(run) / "config.yaml").read_text()):
+        raise InputError(
+            f"--backbone {run}: a run with several backbones, which cannot be taken apart. Name "
+            "one of the backbones that it began with"
+        )
     tensors, saved = checkpoint.load(path)
     task = nn.Module()
     with torch.random.fork_rng():

@@ -42,6 +42,13 @@ def number_facts(rows: Rows, splits: Sequence[str], scale: str, known: Facts) ->
     used = "train" if scale == "none" else scale
     fitted = np.concatenate([rows.splits[split] for split in used.split("+")])
     mean, std = statistics(rows, columns, fitted)
+    for column, middle, spread in zip(columns, mean, std, strict=True):
+        if not np.spacing(np.float32(abs(middle) + spread)) < 1e-3 * spread:
+            raise InputError(
+                f"{rows.names[0]}, column '{column}': labels of {middle:.4g} vary by {spread:.4g}, "
+                "too little for single precision, or are too large for it. Subtract a constant or "
+                "change their unit"
+            )
     facts = {"baseline": statistics(rows, columns, rows.splits["train"])[0].tolist()}
     if scale == "none":
         return facts | {"mean": [0.0] * len(columns), "std": [1.0] * len(columns)}

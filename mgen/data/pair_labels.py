@@ -75,22 +75,26 @@ def dot_bracket_pairs(structure: str) -> list[list[int]]:
 
 def pair_facts(
     rows: Rows, splits: Sequence[str], tokenizer: check.Reads, known: dict[str, Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """Check the pairs of `splits`; what share of residues at each distance pair in training.
 
-    `by_distance`: that share for j - i = 0, 1, ... Raises InputError with the first bad cell.
+    `by_distance`: that share for j - i = 0, 1, ... Training rows without one known pair of residues
+    are left out of the split, which the notes say. Raises InputError with the first bad cell.
     """
     if len(rows.table.y_cols) != 1:
         given = " ".join(rows.table.y_cols) or "is empty"
         raise InputError(f"--data.y-cols {given}: name the one column that holds the pairs")
     found = {split: _survey(rows, rows.splits[split], tokenizer) for split in splits}
     if known or not splits:
-        return known
-    pairs, possible = found["train"]
-    if not pairs.any():
+        return known, []
+    (pairs, possible, bare), notes = found["train"], []
+    if bare:
+        rows.splits["train"] = np.setdiff1d(rows.splits["train"], bare)
+        notes = [f"{len(bare):,} training rows have no pair of residues that is known: left out"]
+    if not pairs[1:].any():
         column = rows.table.y_cols[0]
         raise InputError(f"{rows.names[0]}, column '{column}': not one pair in the training rows")
-    return {"by_distance": (pairs / np.maximum(possible, 1)).tolist()}
+    return {"by_distance": (pairs / np.maximum(possible, 1)).tolist()}, notes
 
 
 def residue_spans(inputs: list, tokenizer: check.Reads, special: Tensor) -> Tensor:
@@ -126,14 +130,14 @@ def pair_targets(cells: Sequence[Any], spans: Tensor) -> Tensor:
 # --------------------------------------------------------------------------- one pass
 
 
-def _survey(rows: Rows, indices: np.ndarray, tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs, and places for pairs, at each distance j - i, (longest,) each.
+def _survey(rows: Rows, indices: np.ndarray, tokenizer) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Pairs, and places for pairs, at each distance j - i, (longest,) each; rows without a place.
 
     Raises InputError, after the last row, with the first that is bad.
     """
     column = rows.table.y_cols[0]
     missing, wrong = Problem(), Problem()
-    pairs, possible = np.zeros(1), np.zeros(1)
+    pairs, possible, bare = np.zeros(1), np.zeros(1), []
     for number, length, row in per_letter(rows, tokenizer, [column], indices):
         if is_missing(row[column]):
             missing.add(number)
@@ -144,9 +148,10 @@ def _survey(rows: Rows, indices: np.ndarray, tokenizer) -> tuple[np.ndarray, np.
             wrong.add(number, str(error))
             continue
         pairs = _sum(pairs, _distances(matrix == 1, length))
-        possible = _sum(possible, length - np.arange(length))
-        if (matrix == IGNORED).any():
-            possible = _sum(possible, -_distances(matrix == IGNORED, length))
+        here = length - np.arange(length) - _distances(matrix == IGNORED, length)
+        possible = _sum(possible, here)
+        if not here[1:].any():
+            bare.append(number)
     total = f"of {len(indices):,} rows"
     if missing.count:
         raise InputError(
@@ -156,7 +161,7 @@ def _survey(rows: Rows, indices: np.ndarray, tokenizer) -> tuple[np.ndarray, np.
     if wrong.count:
         where = place(rows, wrong.row, column)
         raise InputError(f"{where}: {wrong.value} ({wrong.count:,} {total}).")
-    return pairs, possible
+    return pairs, possible, bare
 
 
 def _distances(marked: np.ndarray, length: int) -> np.ndarray:

@@ -402,11 +402,11 @@ def _where(rows: Rows, labels: ResidueLabels) -> str:
 
 def json_list(text: str) -> list | None:
     """The list that JSON text stands for; None for letters, brackets of a structure among them."""
-    if text[:1] != "[" or not any(letter in text for letter in '0123456789"'):
+    if text[:1] != "[" or not any(part in text for part in (*'0123456789"', "null")):
         return [] if text == "[]" else None
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 
