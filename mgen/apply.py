@@ -68,13 +68,17 @@ class Run:
         column = self.cfg.data.x_col
         if isinstance(rows, str):
             raise InputError("predict takes a list of rows; put the one sequence in a list")
-        for i, row in enumerate(rows):
-            if not isinstance(row[column] if isinstance(row, dict) and column in row else row, str):
+        may_lack = len(self.task.tokenizers) > 1  # the main one of several modalities
+        table = _Listed([{column: row} if isinstance(row, str) else row for row in rows])
+        for i, row in enumerate(table.rows):
+            cell = row.get(column) if isinstance(row, dict) else None
+            if may_lack and isinstance(row, dict) and (cell is None or cell != cell):
+                table.rows[i] = row = {**row, column: (cell := "")}
+            if not isinstance(cell, str) or not (cell.strip() or may_lack):
                 raise InputError(
                     f"row {i} (counted from 0): expected a sequence, or a dictionary with "
                     f"{column!r}; found {row!r}"
                 )
-        table = _Listed([{column: row} if isinstance(row, str) else row for row in rows])
         lengths = np.array([len(row[column]) for row in table.rows], dtype=np.int64)
         train = self.cfg.train
         cut = plan(lengths, train.batch_size, train.batch_tokens)

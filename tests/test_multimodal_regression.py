@@ -16,9 +16,10 @@ import mgen
 from mgen.adapters import adapter
 from mgen.adapters.fusion import fusion
 from mgen.apply import _module
+from mgen.backbones import backbone
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.modalities import modalities
+from mgen.data.modalities import modalities, tokenize
 from mgen.loop import Fit, Interrupted, Train
 from mgen.train import run
 
@@ -311,3 +312,10 @@ def test_padding_between_modalities_does_not_move_the_seam():
 def test_start_tokens_that_say_too_little_are_refused(name, options, head, starts):
     with pytest.raises(InputError, match="start token|first token"):
         fusion(name, **options).check(adapter(head), starts)
+
+
+def test_a_row_without_any_sequence_is_refused():
+    tokenizer = backbone("dna_onehot").tokenizer()
+    named = [("backbone", "dna", tokenizer), ("backbone1", "more", tokenizer)]
+    with pytest.raises(InputError, match="no sequence of any modality"):
+        tokenize([{"dna": "ACGT", "more": ""}, {"dna": "", "more": None}], named)

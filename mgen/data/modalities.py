@@ -122,7 +122,10 @@ def tokenize(rows: Sequence[dict[str, Any]], modalities: Sequence[Modality]) -> 
             tokens = tokenizer.tokenize(texts or [tokenizer.alphabet[0]])
         batch |= {f"{key}{name.removeprefix('backbone')}": value for key, value in tokens.items()}
         there.append(given)
-    return {**batch, "present": torch.tensor(there).T.contiguous()}
+    found = torch.tensor(there).T.contiguous()
+    if not found.any(1).all():
+        raise InputError("a row has no sequence of any modality")
+    return {**batch, "present": found}
 
 
 def of_modality(batch: dict[str, Tensor], name: str) -> dict[str, Tensor]:
