@@ -22,9 +22,11 @@ import numpy as np
 
 from tests.benchmarks.loading import loading
 from tests.benchmarks.moe import moe
+from tests.benchmarks.mutants import dependency_map, scan
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "sequence_regression.py")
+ZERO_SHOT = str(ROOT / "recipes" / "zero_shot_variants.py")
 DEBUG = "aido_dna_debug"
 REPEATS = 5
 
@@ -41,6 +43,8 @@ def main() -> None:
             "memory": memory(Path(folder)),
             "loading": loading(Path(folder) / "checkpoint"),
             "moe": moe(),
+            "dependency_map": dependency_map(),
+            "variants": scan(Path(folder), process, ZERO_SHOT),
         }
     report["held"] = {
         "list_cpu_s <= 0.5": report["start"]["list_cpu_s"] <= 0.5,
@@ -50,6 +54,10 @@ def main() -> None:
         "fit_over_plain_loop <= 1.05": report["training"]["fit_over_plain_loop"] <= 1.05,
         "loading <= 1.2 x model + 200 MB": all(r["within"] for r in report["loading"].values()),
         "moe_sparse_over_dense <= 0.5": report["moe"]["sparse_over_dense"] <= 0.5,
+        "dependency_map in 3L / batch calls": report["dependency_map"]["calls_over_3L_per_batch"]
+        <= 1,
+        "dependency_map_over_passes <= 1.5": report["dependency_map"]["map_over_passes"] <= 1.5,
+        "variants: an input per position": report["variants"]["inputs"] <= 300,
         "memory_tenfold_rows within 5 %": abs(report["memory"]["tenfold_over_onefold"] - 1) <= 0.05,
     }
     print(json.dumps(report, indent=2))
