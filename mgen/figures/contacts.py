@@ -34,6 +34,7 @@ def contact_map(
     axes.plot([start, stop], [start, stop], color="0.6", lw=0.8)
     axes.set(xlim=(start, stop), ylim=(stop, start), aspect="equal")
     axes.set(xlabel="residue (from 0)", ylabel="residue (from 0)")
+    axes.locator_params(integer=True)
     sides = "above the diagonal: predicted" + ("; below: true" if true is not None else "")
     axes.set_title(f"{title}\n{sides}" if title else sides, fontsize=9)
     return _save(figure, path)
