@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import golden
 
-from mgen.metrics.base_pairs import brackets_of, decode, pair_scores, pairs_of
+from mgen.data.pair_labels import dot_bracket_pairs
+from mgen.metrics.base_pairs import brackets_of, decode, pair_scores
 
 
 def fixture() -> dict:
@@ -18,11 +19,6 @@ def fixture() -> dict:
 
 def tensor(pairs: list) -> torch.Tensor:
     return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
-
-
-def test_golden_brackets_have_these_pairs():
-    for case in fixture()["dot_bracket"]:
-        assert [list(pair) for pair in pairs_of(case["dot_bracket"])] == case["pairs"]
 
 
 def test_golden_probabilities_decode_to_these_pairs():
@@ -48,13 +44,6 @@ def test_golden_scores_strict_and_flexible():
 
 def test_brackets_and_pairs_are_inverse():
     text = "((((...)))).[[..((...]]..)){<>}"
-    assert pairs_of(brackets_of(pairs_of(text), len(text))) == pairs_of(text)
+    pairs = dot_bracket_pairs(text)
+    assert dot_bracket_pairs(brackets_of(pairs, len(text))) == pairs
     assert brackets_of([(0, 5), (2, 8)], 10) == "(.[..)..]."
-
-
-@pytest.mark.parametrize(
-    ("text", "said"), [("(()", "position 1"), ("())", "position 3"), ("(x)", "position 2")]
-)
-def test_brackets_that_do_not_match_are_named(text, said):
-    with pytest.raises(ValueError, match=said):
-        pairs_of(text)

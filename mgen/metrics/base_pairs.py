@@ -1,4 +1,4 @@
-"""Secondary structures of RNA: brackets, pairs, decoding of pair probabilities, scores.
+"""Secondary structures of RNA: decoding of pair probabilities, brackets, scores.
 
 Positions count from 0 and a pair (i, j) has i < j. L bases, P pairs.
 """
@@ -8,31 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-BRACKETS = {")": "(", "]": "[", "}": "{", ">": "<"}
+BRACKETS = ("()", "[]", "{}", "<>")
 CANONICAL = ("AU", "CG", "GU")
 SHARP = 4  # bases of a pair are at least so far apart
-THRESHOLDS = tuple(i / 100 for i in range(1, 30))  # among which one is chosen on validation rows
-
-
-def pairs_of(brackets: str) -> list[tuple[int, int]]:
-    """Pairs of a dot-bracket text, by first base. Four kinds of brackets nest independently.
-
-    Raises ValueError that names the first position that is no bracket, dot or has no partner.
-    """
-    opened: dict[str, list[int]] = {bracket: [] for bracket in BRACKETS.values()}
-    pairs = []
-    for position, letter in enumerate(brackets):
-        if letter in opened:
-            opened[letter].append(position)
-        elif letter in BRACKETS:
-            if not opened[BRACKETS[letter]]:
-                raise ValueError(f"position {position + 1}: {letter!r} closes nothing")
-            pairs.append((opened[BRACKETS[letter]].pop(), position))
-        elif letter != ".":
-            raise ValueError(f"position {position + 1}: {letter!r} is no bracket and no dot")
-    if left := sorted(position for positions in opened.values() for position in positions):
-        raise ValueError(f"position {left[0] + 1}: {brackets[left[0]]!r} is never closed")
-    return sorted(pairs)
 
 
 def brackets_of(pairs: Iterable[tuple[int, int]], length: int) -> str:
@@ -42,7 +20,7 @@ def brackets_of(pairs: Iterable[tuple[int, int]], length: int) -> str:
     """
     text, levels = ["."] * length, [[] for _ in BRACKETS]
     for i, j in sorted(pairs):
-        for (close, open_), level in zip(BRACKETS.items(), levels, strict=True):
+        for (open_, close), level in zip(BRACKETS, levels, strict=True):
             if not any(a < i < b < j for a, b in level):
                 level.append((i, j))
                 text[i], text[j] = open_, close
