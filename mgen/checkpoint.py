@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -253,8 +253,15 @@ def finite(content: Any) -> Any:
 
 def write_text(file: Path, text: str) -> None:
     """Write a text file whole or not at all."""
+    with whole(file) as partial:
+        partial.write_text(text)
+
+
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A file to write in place of `file`, which it becomes when all of it is on disk."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
+    yield partial
     sync(partial)
     os.replace(partial, file)
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.checkpoint import sync
+from mgen.checkpoint import sync, whole
 from mgen.config import InputError
 
 BLOCK_TOKENS = 2**18  # of a block, where a row's predictions are few numbers
@@ -85,24 +85,20 @@ class Writer:
         tables = [block / "columns.parquet" for block in blocks]
         if self.file.suffix == ".safetensors":
             tensors = [block / "tensors.safetensors" for block in blocks]
-            _whole(self.file, _join_tensors, tensors)
+            with whole(self.file) as partial:
+                _join_tensors(tensors, partial)
             beside = self.file.with_suffix(".rows.parquet")  # what is no tensor
             if tables[0].exists():
-                _whole(beside, _join_parquet, tables)
+                with whole(beside) as partial:
+                    _join_parquet(tables, partial)
             else:
                 beside.unlink(missing_ok=True)
         else:
             join = _join_tsv if self.file.suffix == ".tsv" else _join_parquet
-            _whole(self.file, join, tables)
+            with whole(self.file) as partial:
+                join(tables, partial)
         shutil.rmtree(self.folder)
         return self.file
-
-
-def _whole(file: Path, join: Callable[[list[Path], Path], None], parts: list[Path]) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    join(parts, partial)
-    sync(partial)
-    os.replace(partial, file)
 
 
 def _arrow(values: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mgen.checkpoint import sync, write_json
+from mgen.checkpoint import whole, write_json
 from mgen.config import InputError
 from mgen.data.labels import Problem, place
 from mgen.data.table import Rows
@@ -182,15 +182,12 @@ def _rows(rows: Rows, order: np.ndarray) -> Iterator[dict[str, Any]]:
 def _write(
     target: Path, taken: Iterator[dict[str, Any]], columns: dict[str, np.ndarray], delimiter: str
 ) -> Path:
-    partial = target.with_name(f".{target.name}.partial")
-    with partial.open("w", newline="") as stream:
+    with whole(target) as partial, partial.open("w", newline="") as stream:
         writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
         for number, row in enumerate(taken):
             if not number:
                 writer.writerow([*row, *columns])
             writer.writerow([*row.values(), *(_cell(v[number]) for v in columns.values())])
-    sync(partial)
-    partial.replace(target)
     return target
 
 

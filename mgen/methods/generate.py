@@ -5,7 +5,6 @@ diffusion models (Sahoo et al. 2024, arXiv:2406.07524). B rows, L tokens, V voca
 """
 
 import csv
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mgen.adapters import ADAPTERS, ANY_WIDTH, Adapter
-from mgen.checkpoint import sync
+from mgen.checkpoint import whole
 from mgen.config import InputError
 from mgen.data.corruption import mask_share
 from mgen.data.facts import Facts, number_facts, scaled
@@ -312,9 +311,13 @@ def write_sequences(
     samples `_1`, `_2`, ... follows. `columns` are those of the rows to write along: conditions.
     """
     paths = [file.with_suffix(".fasta"), file.with_suffix(".generated.tsv")]
-    partial = [path.with_name(f".{path.name}.partial") for path in paths]
     figures = ("log_likelihood", "mean_log_likelihood")
-    with partial[0].open("w") as fasta, partial[1].open("w", newline="") as lines:
+    with (
+        whole(paths[0]) as partial_fasta,
+        whole(paths[1]) as partial_table,
+        partial_fasta.open("w") as fasta,
+        partial_table.open("w", newline="") as lines,
+    ):
         table = csv.writer(lines, delimiter="\t", lineterminator="\n")
         table.writerow(["id", "sequence", *figures, *columns])
         generated = read(file)
@@ -329,9 +332,6 @@ def write_sequences(
                     notes = zip(("log_likelihood", *columns), (values[0], *given), strict=True)
                     notes = " ".join(f"{key}={value}" for key, value in notes)
                     fasta.write(f">{name}{end} {notes}\n{sequence}\n")
-    for written, path in zip(partial, paths, strict=True):
-        sync(written)
-        os.replace(written, path)
     return paths
 
 

@@ -9,7 +9,6 @@ that substitute each other, E edits.
 import csv
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgen.checkpoint import whole
 from mgen.config import InputError
 
 LETTERS = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY"}
@@ -331,20 +331,20 @@ def mutation_table(
     """
     import pyarrow.parquet as pq
 
-    partial, tables = file.with_name(f".{file.name}.partial"), _mutations(found, letters, name)
+    tables = _mutations(found, letters, name)
     first = next(tables)
-    if file.suffix == ".tsv":
-        with partial.open("w", newline="") as stream:
-            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-            writer.writerow(first.column_names)
-            for table in itertools.chain([first], tables):
-                columns = (column.to_pylist() for column in table.columns)
-                writer.writerows(zip(*columns, strict=True))
-    else:
-        with pq.ParquetWriter(partial, first.schema) as writer:
-            for table in itertools.chain([first], tables):
-                writer.write_table(table)
-    os.replace(partial, file)
+    with whole(file) as partial:
+        if file.suffix == ".tsv":
+            with partial.open("w", newline="") as stream:
+                writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+                writer.writerow(first.column_names)
+                for table in itertools.chain([first], tables):
+                    columns = (column.to_pylist() for column in table.columns)
+                    writer.writerows(zip(*columns, strict=True))
+        else:
+            with pq.ParquetWriter(partial, first.schema) as writer:
+                for table in itertools.chain([first], tables):
+                    writer.write_table(table)
     return file
 
 
