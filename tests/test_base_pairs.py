@@ -1,4 +1,4 @@
-"""Brackets, pairs, decoding and scores of RNA secondary structures."""
+"""Decoding and scores of RNA secondary structures."""
 
 import json
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 from conftest import golden
 
-from mgen.data.pair_labels import dot_bracket_pairs
-from mgen.metrics.base_pairs import brackets_of, decode, pair_scores
+from mgen.metrics.base_pairs import decode, pair_scores
 
 
 def fixture() -> dict:
@@ -40,10 +39,3 @@ def test_golden_scores_strict_and_flexible():
         for kind, wanted in case["expected"].items():
             found = pair_scores(ours, theirs, case["L"], flexible=kind == "flexible")
             assert found == pytest.approx([*wanted.values()], abs=1e-5), (kind, wanted)
-
-
-def test_brackets_and_pairs_are_inverse():
-    text = "((((...)))).[[..((...]]..)){<>}"
-    pairs = dot_bracket_pairs(text)
-    assert dot_bracket_pairs(brackets_of(pairs, len(text))) == pairs
-    assert brackets_of([(0, 5), (2, 8)], 10) == "(.[..)..]."

@@ -1,31 +1,13 @@
-"""Secondary structures of RNA: decoding of pair probabilities, brackets, scores.
+"""Secondary structures of RNA: decoding of pair probabilities, and scores.
 
 Positions count from 0 and a pair (i, j) has i < j. L bases, P pairs.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
-BRACKETS = ("()", "[]", "{}", "<>")
 CANONICAL = ("AU", "CG", "GU")
 SHARP = 4  # bases of a pair are at least so far apart
-
-
-def brackets_of(pairs: Iterable[tuple[int, int]], length: int) -> str:
-    """A dot-bracket text (length,) of pairs; crossing ones get the next kind of bracket.
-
-    Those that would need a fifth kind are left out.
-    """
-    text, levels = ["."] * length, [[] for _ in BRACKETS]
-    for i, j in sorted(pairs):
-        for (open_, close), level in zip(BRACKETS, levels, strict=True):
-            if not any(a < i < b < j for a, b in level):
-                level.append((i, j))
-                text[i], text[j] = open_, close
-                break
-    return "".join(text)
 
 
 def decode(
