@@ -1,4 +1,4 @@
-"""Opening a table: which files its path names, and which rows belong to which split."""
+"""Opening a table: which files its path names, and what is read from them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 
 from mgen.config import InputError, nearest
-from mgen.data import splits as cut
 from mgen.data.arrow import BUNDLED_PREFIX, cached, local_file
+from mgen.data.assigning import NO_ROWS, assign
 from mgen.data.table import Rows, Table
 from mgen.data.variants import VERSION, mutated_batches, read_wild_type
 from mgen.io.tables import FASTA, READERS, is_table, table_format
-
-SPLITS = ("train", "valid", "test")
-NO_ROWS = np.array([], dtype=np.int64)
-Groups = dict[str, np.ndarray]  # stem, hub split or value of the split column -> row numbers
 
 
 def open_table(table: Table, split: bool) -> Rows:
@@ -56,21 +52,13 @@ def open_table(table: Table, split: bool) -> Rows:
         if getattr(table, option):
             rows.require(getattr(table, option), option.replace("_", "-"))
     if split:
-        _check_options(table)
         try:
-            _assign(rows, groups)
+            assign(rows, groups, are_names=bool(table.path) and not _files(table.path))
         except InputError as error:
             message = str(error)
             known = message.startswith((table.path, "--data", *rows.names))
             raise InputError(message if known else f"{rows.names[0]}: {message}") from None
     return rows
-
-
-def _check_options(table: Table) -> None:
-    if not 0 <= table.split_seed < 2**32:
-        raise InputError(f"--data.split-seed {table.split_seed}: expected 0 to 2^32 - 1")
-    if not table.folds and (table.fold or table.fold_col):
-        raise InputError("--data.fold and --data.fold-col need --data.folds, the number of folds")
 
 
 Part = tuple[str, str, Any, str]  # name for people, group, datasets.Dataset, digest
@@ -145,107 +133,3 @@ def _hub_parts(table: Table, path: str) -> list[Part]:
             "--data.path its folder."
         ) from error
     return [(f"{path} [{name}]", name, part, part._fingerprint) for name, part in found.items()]
-
-
-# --------------------------------------------------------------------------- splitting
-
-
-def _assign(rows: Rows, groups: dict[str, Groups]) -> None:
-    """Named splits first; then folds, or else fractions for what was not named and the filter.
-
-    That is the order of the published data sets, whose splits this reproduces.
-    """
-    table, by_name = rows.table, groups["path"]
-    base = np.concatenate([NO_ROWS, *by_name.values()])
-    if table.split_col:
-        by_name = _by_value(rows.values(table.split_col), base)
-    splits, said = _named(rows, by_name, base)
-    for name in ("valid", "test"):
-        more = groups[f"{name}_path"].values()
-        if more and len(splits[name]):
-            raise InputError(
-                f"{name} rows come both from --data.{name}-path and from '{table.path}'. Set "
-                f"--data.{name}-split '' or drop --data.{name}-path."
-            )
-        splits[name] = np.concatenate([splits[name], *more])
-    named = {name: len(found) for name, found in splits.items()}
-    if table.folds:
-        splits, how = _fold(rows, splits)
-        said.append(how)
-    else:
-        splits = cut.fractions(splits, table.test_fraction, table.valid_fraction, table.split_seed)
-        said += _fraction_sentences(table, named, splits)
-        if table.keep_classes:
-            splits = cut.keep_classes(splits, rows.values(table.y_cols[0]), table.keep_classes)
-            said.append(f"only classes {', '.join(table.keep_classes)}")
-    rows.splits = {name: splits[name].astype(np.int64) for name in SPLITS}
-    counts = ", ".join(f"{len(rows.splits[name]):,} {name}" for name in SPLITS)
-    is_used = np.zeros(len(rows), dtype=bool)
-    for found in rows.splits.values():
-        is_used[found] = True
-    unused = len(rows) - int(is_used.sum())
-    said.append(f"rows: {counts}" + (f", {unused:,} unused" if unused else ""))
-    rows.plan = "; ".join(said)
-
-
-def _by_value(values: list[Any], base: np.ndarray) -> Groups:
-    texts = np.array([str(values[i]) for i in base], dtype=object)
-    return {text: base[texts == text] for text in dict.fromkeys(texts)}
-
-
-def _named(rows: Rows, groups: Groups, base: np.ndarray) -> tuple[cut.Splits, list[str]]:
-    """The rows of each split by name. A missing name is an error if it may be a typo."""
-    table = rows.table
-    wanted = {name: _names(getattr(table, f"{name}_split")) for name in SPLITS}
-    known = {part for parts in wanted.values() for part in parts}
-    must_match = table.split_col or (table.path and not _files(table.path))  # else: file names
-    if not (must_match or known & {*groups}):
-        return {"train": base, "valid": NO_ROWS, "test": NO_ROWS}, []  # shards, or a single file
-    splits = {}
-    for name, parts in wanted.items():
-        missing = [part for part in parts if part not in groups]
-        if missing and ({*groups} - known or len(missing) < len(parts)):
-            place = f"{table.path}, column '{table.split_col}'" if table.split_col else table.path
-            raise InputError(
-                f"{place}: no rows for {name} named '{missing[0]}'; found: "
-                f"{', '.join(map(repr, groups))}.{nearest(missing[0], groups)} Set "
-                f"--data.{name}-split (or '' for none)."
-            )
-        splits[name] = np.concatenate([NO_ROWS, *(groups[p] for p in parts if p in groups)])
-    named = [f"{name} is '{'+'.join(wanted[name])}'" for name in SPLITS if len(splits[name])]
-    return splits, [", ".join(named)]
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split("+") if part.strip()]
-
-
-def _fraction_sentences(table: Table, named: dict[str, int], splits: cut.Splits) -> list[str]:
-    left, sentences = named["train"], []
-    for name, fraction in (("test", table.test_fraction), ("valid", table.valid_fraction)):
-        if not named[name] and len(splits[name]):
-            sentences.append(
-                f"{name}: {fraction:.4g} of {left:,} rows at random, seed {table.split_seed}"
-            )
-            left -= len(splits[name])
-    return sentences
-
-
-def _fold(rows: Rows, splits: cut.Splits) -> tuple[cut.Splits, str]:
-    table, train = rows.table, splits["train"]
-    if table.keep_classes:
-        labels = rows.values(table.y_cols[0])
-        train = cut.keep_classes({"train": train}, labels, table.keep_classes)["train"]
-    if table.fold_col:
-        values = rows.values(table.fold_col, "fold-col")
-        folds = cut.named_folds([values[i] for i in train], table.folds)
-        origin = f"of column '{table.fold_col}'"
-    else:
-        folds = cut.random_folds(len(train), table.folds, table.split_seed)
-        origin = f"at random, seed {table.split_seed}"
-    dropped = sum(len(splits[name]) for name in ("valid", "test"))
-    sentence = f"{table.folds} folds {origin}, test on fold {table.fold}"
-    if dropped:
-        sentence += f", {dropped:,} rows named valid or test left out"
-    by_fold = cut.by_fold(train, folds, table.fold, table.valid_fold, table.valid_fold_offset)
-    return by_fold, sentence

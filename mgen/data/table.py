@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -31,9 +31,14 @@ class Table(Choice):
     path: str = ""  # file, folder, glob or hub id; its rows are divided into splits
     valid_path: str = ""  # more rows, all for validation
     test_path: str = ""  # more rows, all for testing
-    subset: str = ""  # configuration of a hub data set
+    subset: str = ""  # configuration of a hub data set, and what {subset} in a path stands for
     revision: str = "main"  # revision of a hub data set
+    max_rows: int = 0  # rows of each hub split, streamed without a download of the rest; 0: all
+    query: str = ""  # SQL query of an SQLite or DuckDB file; empty: all of its only table
     x_col: str = "sequence"  # column of sequences
+    genome: str = ""  # FASTA whose intervals the rows are: x_col gets the sequences there
+    window: int = 0  # letters read around the middle of an interval or variant; 0: the interval
+    interval_cols: tuple[str, ...] = ("chrom", "start", "end", "strand")  # from 0, half-open
     wild_type: str = ""  # sequence, FASTA or FASTA:RECORD whose mutations (A123G:L45P) x_col holds
     first_position: int = 1  # position of the wild type's first letter in those mutations
     msa_col: str = ""  # column of alignments: lists of rows, or A3M or FASTA files; empty: none
@@ -49,11 +54,22 @@ class Table(Choice):
     test_fraction: float = 0.2  # share of the training rows to test on if no test rows are named
     valid_fraction: float = 0.1  # share of what is left to validate on if none are named
     split_seed: int = 42  # seed of random splits and folds
+    stratify_col: str = ""  # column whose values all random splits and folds share alike
+    group_col: str = ""  # column whose equal values stay together in random splits and folds
+    identity: float = 0.0  # sequences at least this alike (0 to 1) stay together there; 0: off
     folds: int = 0  # cross-validation with that many folds of the training rows; 0: none
     fold: int = 0  # the fold to test on
     fold_col: str = ""  # column that holds each row's fold, 0 to folds - 1; empty: random folds
     valid_fold: bool = True  # validate on a fold of its own
     valid_fold_offset: int = 1  # the fold to validate on, counted from the one to test on; 0: same
+    weight_col: str = ""  # column of weights: training rows are drawn in proportion, with repeats
+    balance_col: str = ""  # column whose values training draws equally often, with repeats
+    crop: int = (
+        0  # letters of a sequence used: the middle ones, in training a random stretch; 0: all
+    )
+    strands: Literal["forward", "augment", "average", "both"] = (
+        "forward"  # of DNA; augment: training turns half of the rows; average: predict both's mean
+    )
     keep_classes: tuple[str, ...] = ()  # use only rows whose (first) label is one of these
     truth_col: str = ""  # noise-free labels, where a simulated table has them: the ceiling
 
