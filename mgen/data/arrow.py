@@ -19,16 +19,6 @@ from mgen.io.tables import READER_VERSION, Batches, read, table_format
 if TYPE_CHECKING:
     import datasets
 
-BUNDLED = Path(__file__).parent / "bundled"
-BUNDLED_PREFIX = "bundled:"  # so that a saved config does not hold where mgen is installed
-
-
-def local_file(path: str) -> Path:
-    """Where a path is on this machine."""
-    if path.startswith(BUNDLED_PREFIX):
-        return BUNDLED / path.removeprefix(BUNDLED_PREFIX)
-    return Path(path).expanduser()
-
 
 def cached(
     path: Path, change: Callable[[Path, Batches], Batches] | None = None, change_key: str = ""

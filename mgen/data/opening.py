@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mgen.config import InputError, nearest
-from mgen.data.arrow import BUNDLED_PREFIX, cached, local_file
+from mgen.data.arrow import cached
 from mgen.data.assigning import NO_ROWS, assign
+from mgen.data.places import BUNDLED_PREFIX, SHARED_PREFIX, local_file
 from mgen.data.table import Rows, Table
 from mgen.data.variants import VERSION, mutated_batches, read_wild_type
 from mgen.io.tables import FASTA, READERS, is_table, table_format
@@ -104,6 +105,11 @@ def _files(path: str) -> list[str]:
             raise InputError(f"{path}: no file has such a name")
         return files
     is_id = path.count("/") <= 1 and path[0] not in "./~" and not is_table(path)
+    if path.startswith(SHARED_PREFIX):
+        raise InputError(
+            f"{path}: no file {place}. It is not part of the repository: mgen show data NAME says "
+            "where a named data set comes from; put it there, or set MGEN_SHARED"
+        )
     if not is_id or path.startswith(BUNDLED_PREFIX):
         raise InputError(f"{path}: no such file.{_neighbour(place)}")
     return []
