@@ -2,16 +2,18 @@
 
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 LOOK_AHEAD = 50  # batches' worth of shuffled rows among which similar lengths are put together
+GROUP_ROWS = 256  # rows that make the crossing from a worker process worth it
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,26 @@ def _cut(
     return batches
 
 
-class _Batches(Dataset):
-    """The batches themselves, by what is to be in them: picklable, without weights."""
+class _Groups(Dataset):
+    """Groups of batches, by what is to be in each: picklable, without weights.
+
+    Arrays, not tensors: those would cross to the main process by a file handle each, which costs
+    more than the copy for all but huge batches.
+    """
 
     def __init__(self, rows, collate: Callable[[list[dict]], dict]) -> None:
         self.rows, self.collate = rows, collate
 
-    def __getitem__(self, batch: Batch) -> dict[str, Tensor]:
-        with seeded(batch.seed):
-            tensors = self.collate(self.rows.take(batch.rows))
-        return {**tensors, "row": torch.tensor(batch.rows)}
+    def __getitem__(self, group: Sequence[Batch]) -> list[dict[str, Any]]:
+        if get_worker_info() is None:
+            with kept_random_state():
+                return [self._made(batch) for batch in group]
+        return [self._made(batch) for batch in group]
+
+    def _made(self, batch: Batch) -> dict[str, Any]:
+        seed_all(batch.seed)
+        made = {**self.collate(self.rows.take(batch.rows)), "row": np.array(batch.rows)}
+        return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in made.items()}
 
 
 def loader(
@@ -76,34 +88,51 @@ def loader(
     collate: Callable[[list[dict]], dict],
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[dict[str, Any]]:
     """Make `batches` in order, in `workers` processes (0: in this one), a few ahead of their use.
 
     The content of a batch depends on its rows and seed alone, not on the number of workers, and
     the global random state is left as it was.
     """
-    return iter(
+    made = iter(
         DataLoader(
-            _Batches(rows, collate),
-            sampler=batches,
+            _Groups(rows, collate),
+            sampler=_grouped(batches, GROUP_ROWS if workers else 1),
             batch_size=None,
             num_workers=workers,
             collate_fn=_same,
-            pin_memory=pin_memory,
             prefetch_factor=4 if workers else None,
             worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # or creating the iterator draws from the global state
         )
     )
+    return (_tensors(batch, pin_memory) for group in made for batch in group)
+
+
+def _grouped(batches: Iterable[Batch], least: int) -> Iterator[list[Batch]]:
+    """Batches that cross from a worker together: as many as it takes to have `least` rows."""
+    group, size = [], 0
+    for batch in batches:
+        group.append(batch)
+        size += len(batch.rows)
+        if size >= least:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _tensors(batch: dict[str, Any], pin_memory: bool) -> dict[str, Any]:
+    found = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+    if pin_memory:
+        return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in found.items()}
+    return found
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random on the CPU inside, and put their states back after."""
+def kept_random_state() -> Iterator[None]:
+    """Put the states of torch's (on the CPU), numpy's and Python's generators back after."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
     try:
         yield
     finally:
@@ -112,8 +141,15 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _same(batch: dict) -> dict:
-    return batch
+def seed_all(seed: int) -> None:
+    """Seed the generators of torch on the CPU, numpy and Python."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _same(group: list) -> list:
+    return group
 
 
 def _outlive_signals(worker: int) -> None:

@@ -1,0 +1,89 @@
+"""Files of the cache below $MGEN_CACHE (default ~/.cache/mgen), each made once and whole."""
+
+import atexit
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from mgen.config import InputError
+
+REMEMBERED_BYTES = 64 << 20  # smaller files are hashed each time
+RACY_SECONDS = 2.0  # a file changed so shortly before might change again within one clock tick
+
+
+def kept(kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The file `name` of the folder `kind` of the cache; if it is not there, `make` writes it.
+
+    `make` gets the path to write to, which becomes the file when it is complete. A cache that
+    cannot be written is replaced by a temporary folder, with a warning.
+    """
+    try:
+        return _made(cache_folder() / kind / name, make)
+    except OSError as error:
+        folder = _temporary_folder()
+        warnings.warn(
+            f"the cache {cache_folder()} cannot be written ({error}): its files go to {folder} and "
+            "are made again by the next run. Set MGEN_CACHE.",
+            stacklevel=2,
+        )
+        return _made(folder / kind / name, make)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("MGEN_CACHE") or "~/.cache/mgen").expanduser()
+
+
+def content_digest(path: Path) -> str:
+    """The sha256 of a file's content. Raises InputError if it cannot be read.
+
+    That of a large file is remembered under its inode, size, time of change and time of status
+    change. The last cannot be set by hand, so an edit is seen whatever the others say.
+    """
+    try:
+        before, now = path.stat(), time.time()
+        if before.st_size < REMEMBERED_BYTES or now - before.st_ctime < RACY_SECONDS:
+            return _hashed(path)
+        facts = (before.st_dev, before.st_ino, before.st_size)
+        facts += (before.st_mtime_ns, before.st_ctime_ns)
+        name = hashlib.sha256(repr((str(path.resolve()), facts)).encode()).hexdigest()
+        note = kept("digests", name, lambda partial: _note(partial, _hashed(path)))
+        return note.read_text()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def _hashed(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _note(partial: Path, text: str) -> None:
+    partial.write_text(text)
+
+
+def _made(target: Path, make: Callable[[Path], None]) -> Path:
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        make(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+@cache
+def _temporary_folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="mgen-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
