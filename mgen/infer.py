@@ -74,14 +74,15 @@ def infer(
             todo.append((block, Batch(numbers, seed), i == len(cut) - 1))
     total, weight, pieces, scores = 0.0, 0.0, [], []
     task.to(device).eval()
-    workers = train.workers if len(todo) >= WORTH_WORKERS else 0
-    made = loader(rows, [b for _, b, _ in todo], task.collator(), workers)
+    workers = train.num_workers if len(todo) >= WORTH_WORKERS else 0
+    pin_memory = device.type == "cuda"
+    made = loader(rows, [b for _, b, _ in todo], task.collator(), workers, pin_memory)
     with torch.inference_mode(), progress(split, len(todo)) as bar:
         for done, ((block, _, last), batch) in enumerate(zip(todo, made, strict=True)):
             check()
             batch = to_device(batch, device)
             with accelerator.autocast():
-                outputs = task(batch)
+                outputs = task.outputs(batch)
                 if metrics:
                     part, count = summed(task.loss(outputs, batch))
                     total, weight = total + part.item(), weight + count.item()

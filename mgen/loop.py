@@ -7,7 +7,9 @@ random state; which rows come next follows from the seed, the epoch and the plac
 import itertools
 import json
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,7 +23,8 @@ from torch import Tensor
 
 from mgen import checkpoint
 from mgen.config import InputError
-from mgen.data.batches import Batch, loader, plan
+from mgen.data.batches import Batch, loader, num_batches, plan
+from mgen.data.sampling import draw
 from mgen.infer import batch_seed, infer, nothing, summed, to_device
 from mgen.report import console, number, progress, warn
 from mgen.task import Task
@@ -50,7 +53,7 @@ class Train:
     warmup_ratio: float = 0.0  # the same as a share of all steps, if warmup_steps is 0
     precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
     seed: int = 42  # of weights, order and dropout
-    workers: int = 2  # processes that read and tokenise; 0: none besides this one
+    workers: int = -1  # processes that read and tokenise; 0: none besides this; -1: by the cores
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
     save_every: int = 0  # steps between checkpoints besides those at evaluations
     keep: int = 2  # newest checkpoints kept besides the best
@@ -60,13 +63,23 @@ class Train:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("batch_size", "accumulate", "keep", "log_every"), 1)
-        least["backbone_weight_decay"] = -1
+        least |= {"backbone_weight_decay": -1, "workers": -1}
         for name, value in vars(self).items():
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, int | float) and not least.get(name, 0) <= item < math.inf:
                     flag = f"--train.{name.replace('_', '-')}"
                     raise InputError(f"{flag} {item}: expected at least {least.get(name, 0)}")
         check_rates(self)
+
+    @property
+    def num_workers(self) -> int:
+        """`workers`, or what suits this machine: a GPU waits for rows, a CPU for itself."""
+        if self.workers >= 0:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        if torch.cuda.is_available():
+            return max(1, min(8, cores // torch.cuda.device_count() - 1))
+        return 1 if cores < 8 else 2
 
 
 @dataclass
@@ -145,14 +158,17 @@ class Fit:
     # ------------------------------------------------------------- which rows when
 
     def plan(self, epoch: int) -> list[np.ndarray]:
-        train, rows = self.train, self.rows.splits["train"]
-        seed = (train.seed, epoch)
+        train, seed = self.train, (self.train.seed, epoch)
+        rows = draw(self.rows.splits["train"], self.task.weights, (*seed, 1))
         cut = plan(self.lengths[rows], train.batch_size, train.batch_tokens, seed)
         return [rows[positions] for positions in cut]
 
     def steps_of(self, epochs: int) -> int:
-        """Steps of the first epochs, counted out: sizes of batches depend on the shuffle."""
-        per_step = self.train.accumulate * self.world
+        """Steps of the first epochs, counted out where sizes of batches depend on the shuffle."""
+        train, per_step = self.train, self.train.accumulate * self.world
+        lengths = self.lengths[self.rows.splits["train"]]
+        if alike := num_batches(lengths, train.batch_size, train.batch_tokens):
+            return epochs * -(-alike // per_step)
         return sum(-(-len(self.plan(epoch)) // per_step) for epoch in range(epochs))
 
     def groups(self) -> Iterator[tuple[int, int, list[Batch]]]:
@@ -185,8 +201,8 @@ class Fit:
         made = loader(
             self.rows,
             batches,
-            self.task.collator(),
-            self.train.workers,
+            self.task.collator(training=True),
+            self.train.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         return (to_device(batch, self.accelerator.device) for batch in made)

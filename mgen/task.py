@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from mgen.adapters.conditional import ConditionalLM
 from mgen.adapters.published import LMHead
 from mgen.config import InputError, flags_of
+from mgen.data.sampling import sampling_weights
+from mgen.data.views import check_views, drawn, fixed
 from mgen.io.weights import load_state
 from mgen.predictions import BLOCK_TOKENS
+
+TURNED = "turned_"  # keys of a batch that hold the other strand
 
 
 class Task(nn.Module):
@@ -29,6 +33,9 @@ class Task(nn.Module):
 
     trains = True  # False: the recipe only predicts
     block_tokens = BLOCK_TOKENS  # of a block of a prediction file; fewer if a token has much output
+    views: tuple[
+        str, ...
+    ] = ()  # of `mgen.data.views` that it can "augment" with and "average" over
     per_position = False  # True, set by `learn`: rows must be of one length
     # What `forward` gives, if calibration, ensembles and intervals shall work: "numbers", or logits
     # of "classes" (one holds) or "labels" (each may hold) along the last axis.
@@ -47,6 +54,7 @@ class Task(nn.Module):
         self.facts: dict[str, Any] = {}
         self.labelled = True
         self.lengths = np.zeros(0, dtype=np.int32)
+        self.weights: np.ndarray | None = None  # of training rows, where they are not drawn alike
 
     def setup(self) -> None:
         """Load or make the weights of each backbone, then the head's."""
@@ -68,8 +76,16 @@ class Task(nn.Module):
                 backbone.eval()
         return self
 
-    def collator(self):
-        """`collate` bound to what it may use in a worker process: no weights travel there."""
+    def outputs(self, batch: dict[str, Tensor]) -> Tensor:
+        """What `forward` gives outside training; the mean of both strands if the batch has both."""
+        turned = {k.removeprefix(TURNED): v for k, v in batch.items() if k.startswith(TURNED)}
+        return (self(batch) + self(turned)) / 2 if turned else self(batch)
+
+    def collator(self, training: bool = False):
+        """`collate` bound to what it may use in a worker process: no weights travel there.
+
+        For `training` it draws a view of each row.
+        """
         light = SimpleNamespace(
             cfg=self.cfg,
             backbone=self.tokenizer,
@@ -78,12 +94,28 @@ class Task(nn.Module):
             facts=self.facts,
             labelled=self.labelled,
         )
-        return _Collate(type(self), light)
+        return _Collate(type(self), light, training)
 
     def pooled(self, batch: dict[str, Tensor]) -> Tensor:
         """The tokens (B, L) that pooling counts: all but padding, special ones on request."""
         mask = batch["attention_mask"]
         return mask if self.cfg.special_tokens else mask * (1 - batch["special_tokens_mask"])
+
+    def check_use(self, rows, splits: tuple[str, ...]) -> list[str]:
+        """Check which view of a row is seen, and how often training draws it; sets `weights`.
+
+        Returns what should be said aloud. Raises InputError.
+        """
+        training = "train" in splits
+        self.weights = sampling_weights(rows) if training else None
+        notes = check_views(rows, self.tokenizer, self.views, training)
+        if self.weights is not None:
+            by = rows.table.weight_col or rows.table.balance_col
+            notes.append(
+                f"an epoch draws {len(self.weights):,} training rows with replacement by column "
+                f"'{by}', {1 / (self.weights**2).sum():,.0f} of them effectively"
+            )
+        return notes
 
     def check(self, rows, splits: tuple[str, ...], labelled: bool = True) -> list[str]:
         """Look at every row of `splits` before weights load; returns what should be said aloud.
@@ -201,10 +233,18 @@ class Task(nn.Module):
 
 
 class _Collate:
-    """A picklable `Task.collate` without the task's weights."""
+    """A picklable `Task.collate` of views of rows, without the task's weights."""
 
-    def __init__(self, task: type[Task], light: SimpleNamespace) -> None:
-        self.task, self.light = task, light
+    def __init__(self, task: type[Task], light: SimpleNamespace, training: bool) -> None:
+        self.task, self.light, self.training = task, light, training
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        return self.task.collate(self.light, rows)
+        table = self.light.cfg.data
+        if self.training:
+            return self.task.collate(self.light, drawn(rows, table))
+        rows, turned = fixed(rows, table)
+        batch = self.task.collate(self.light, rows)
+        if turned:
+            other = self.task.collate(self.light, turned)
+            batch |= {TURNED + key: value for key, value in other.items()}
+        return batch

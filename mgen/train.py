@@ -158,7 +158,8 @@ class Session:
         for column in self.launch.columns:
             if column not in (known := self.rows.columns):
                 raise InputError(f"--columns {column}: no such column.{nearest(column, known)}")
-        notes = self.task.check(self.rows, splits, labelled=self.verb != "predict")
+        notes = self.task.check_use(self.rows, splits)
+        notes += self.task.check(self.rows, splits, labelled=self.verb != "predict")
         if self.rows.plan:
             console.print(self.rows.plan)
         for note in notes:
@@ -244,7 +245,7 @@ class Session:
 
     def weights(self) -> None:
         """Make the task's weights: those of the backbone, and the seed's."""
-        share_cores(self.cfg.train.workers)
+        share_cores(self.cfg.train.num_workers)
         seed_everything(self.cfg.train.seed)
         self.task.setup()
         count = sum(p.numel() for p in self.task.parameters())

@@ -51,6 +51,7 @@ class Config(Generation):
 
 
 class MaskedDiffusion(Task):
+    views = ("augment",)
     length = 0  # no adapter of tokens has weights per position
 
     def learn(self, rows, splits) -> None:

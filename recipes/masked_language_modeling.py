@@ -40,6 +40,7 @@ class Config:
 
 
 class MaskedLanguageModeling(Task):
+    views = ("augment",)
     length = 0  # no adapter of tokens has weights per position
 
     def learn(self, rows, splits) -> None:

@@ -39,6 +39,8 @@ class Config:
 
 
 class SequenceClassification(Task):
+    views = ("augment", "average")
+
     @property
     def kind(self) -> str:
         return "labels" if self.cfg.multilabel else "classes"

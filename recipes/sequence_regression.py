@@ -39,6 +39,7 @@ class Config:
 
 class SequenceRegression(Task):
     kind = "numbers"
+    views = ("augment", "average")
 
     def learn(self, rows, splits) -> None:
         self.per_position = self.cfg.adapter.per_position

@@ -48,6 +48,13 @@ def plan(
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
+def num_batches(lengths: np.ndarray, batch_size: int, batch_tokens: int) -> int:
+    """How many batches any shuffled `plan` of these lengths has; 0 where that varies."""
+    if batch_tokens and len(lengths) and int(lengths.max()) * batch_size > batch_tokens:
+        return 0
+    return -(-len(lengths) // batch_size)
+
+
 def _cut(
     order: np.ndarray, lengths: np.ndarray, batch_size: int, batch_tokens: int
 ) -> list[np.ndarray]:

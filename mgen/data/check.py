@@ -58,6 +58,7 @@ def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -
     like_dna, other = tokenizer.modality == "protein", ~_marked(f"ACGTUNacgtun{SPACES}")
     for numbered, block in rows.chunks(_columns(rows), indices):
         texts, lengths = reading.read(rows, block.column(column))
+        lengths = np.minimum(lengths, rows.table.crop or NO_LIMIT)
         is_outside = texts.rows_with(reading.is_outside)
         like_dna &= not texts.count(other)
         _count(missing, numbered, lengths == 0)
@@ -174,7 +175,8 @@ def token_lengths(rows: Rows, column: str, tokenizer: Reads) -> np.ndarray:
     by_letters = tokenizer.per_letter and not _is_aligned(rows)
     for numbered, block in rows.chunks([column] if by_letters else _columns(rows)):
         if by_letters:
-            tokens = reading.read(rows, block.column(column))[1] + tokenizer.num_special
+            letters = reading.read(rows, block.column(column))[1]
+            tokens = np.minimum(letters, rows.table.crop or NO_LIMIT) + tokenizer.num_special
         else:
             tokens = _tokens(rows, tokenizer, numbered, block)
         lengths[numbered] = np.minimum(tokens, limit)
