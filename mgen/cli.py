@@ -1,7 +1,8 @@
 """Finetune, apply and compare foundation models of biological sequences.
 
-    mgen list [KIND]                what there is: backbones, adapters, data, recipes, experiments
-    mgen show NAME                  one of them in full
+    mgen list [KIND [WORD ...]]     what there is: backbones, adapters, data, recipes, experiments;
+                                    with words the lines that hold all of them
+    mgen show [KIND] NAME           one of them in full
     mgen run RECIPE [verb] [flags]  is python recipes/RECIPE.py [verb] [flags]
     mgen export RUN DIR [flags]     a run as a folder that loads anywhere, or on the hub; --help
     mgen repro [EXPERIMENT]         run a published experiment, got against expected; without a
@@ -17,6 +18,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +50,36 @@ def main() -> None:
 
 
 def list_names(words: Sequence[str]) -> None:
-    """Print the names of one kind, or of every kind, one line each."""
-    for word in words:
-        if word not in KINDS:
-            raise InputError(unknown("kind", word, KINDS))
-    for kind in words or KINDS:
-        print_table(kind, KINDS[kind]())
+    """Print the names of one kind, or of every kind, one line each; more words filter the lines."""
+    kinds, wanted = words[:1] or KINDS, [word.lower() for word in words[1:]]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(unknown("kind", kind, KINDS))
+        rows = [row for row in KINDS[kind]() if all(word in _text(row) for word in wanted)]
+        if wanted and not rows:
+            raise InputError(f"{kind}: no line with '{' '.join(words[1:])}'. See mgen list {kind}.")
+        for title, group in groupby(rows, key=lambda row: row.get("group", "")):
+            lines = [{key: row[key] for key in row if key != "group"} for row in group]
+            print_table(f"{kind}: {title}" if title else kind, lines)
 
 
 def show(words: Sequence[str]) -> None:
-    """Print everything known about a name; no name stands for two kinds."""
-    if len(words) != 1:
-        raise InputError("mgen show takes one name; mgen list prints them all.")
-    kinds = {row["name"]: kind for kind, rows in KINDS.items() for row in rows()}
-    if words[0] not in kinds:
-        raise InputError(unknown("backbone, adapter, data set or recipe", words[0], kinds))
-    DETAILS[kinds[words[0]]](words[0])
+    """Print everything known about a name; of each kind, if it stands for several things."""
+    if len(words) not in (1, 2):
+        raise InputError("mgen show takes a name, after its kind or alone; mgen list prints all.")
+    *asked, name = words
+    kinds = [kind for kind in KINDS if not asked or asked[0] in (kind, kind.removesuffix("s"))]
+    if not kinds:
+        raise InputError(unknown("kind", asked[0], KINDS))
+    names = {kind: {row["name"] for row in KINDS[kind]()} for kind in kinds}
+    found = [kind for kind in kinds if name in names[kind]]
+    if not found:
+        what = asked[0] if asked else "backbone, adapter, data set, recipe or experiment"
+        raise InputError(unknown(what, name, set().union(*names.values())))
+    for kind in found:
+        if len(found) > 1:
+            print(f"{'' if kind == found[0] else chr(10)}{kind}: {name}\n")
+        DETAILS[kind](name)
 
 
 def run(words: Sequence[str]) -> None:
@@ -114,9 +130,16 @@ def _adapters() -> list[dict[str, Any]]:
 
 
 def _data() -> list[dict[str, Any]]:
-    from mgen.data.zoo import SIMULATED, TABLES
+    from mgen.data.zoo import ZOO as DATA
 
-    return [{"name": name, "what": SIMULATED[name]} for name in TABLES]
+    facts = ("group", "name", "modality", "recipe", "task", "rows", "metric")
+    return [
+        {
+            **{fact: getattr(entry, fact) for fact in facts},
+            "licence": entry.licence.partition(":")[0],
+        }
+        for entry in DATA.values()
+    ]
 
 
 def _recipe_lines() -> list[dict[str, Any]]:
@@ -153,9 +176,21 @@ def _show_adapter(name: str) -> None:
 
 
 def _show_data(name: str) -> None:
-    from mgen.data.zoo import SIMULATED, TABLES
+    from mgen.data.places import SHARED_PREFIX, local_file
+    from mgen.data.zoo import ZOO as DATA
 
-    _print_facts({"what": SIMULATED[name], **vars(TABLES[name])})
+    entry = DATA[name]
+    facts = {field.name: getattr(entry, field.name) for field in fields(entry)}
+    settings = vars(facts.pop("table"))
+    is_absent = (
+        settings["path"].startswith(SHARED_PREFIX) and not local_file(settings["path"]).exists()
+    )
+    facts |= {"rows": entry.rows or "unknown", "place": entry.place + ", absent" * is_absent}
+    _print_facts({"name": name, **facts, "command": entry.command})
+    print("\nsettings")
+    texts = {k: " ".join(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    del texts["name"]
+    _print_facts({f"--data.{key.replace('_', '-')}": text for key, text in texts.items()})
 
 
 def _show_recipe(name: str) -> None:
@@ -271,6 +306,10 @@ def _recipe_doc(name: str) -> str:
 
 
 # --------------------------------------------------------------------------- printing
+
+
+def _text(row: dict[str, Any]) -> str:
+    return " ".join(map(str, row.values())).lower()
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Nothing here imports torch: an experiment runs as a recipe, in a process of its 
 
 import hashlib
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -17,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mgen.config import InputError, unknown
+from mgen.data.places import SHARED_PREFIX, local_file
+from mgen.data.table import Table
+from mgen.data.zoo import ZOO as DATA
 from mgen.report import number, print_table
 
 ROOT = Path(__file__).parent.parent
@@ -36,12 +38,12 @@ def repro(words: Sequence[str]) -> None:
             raise InputError(unknown("experiment", word, known))
     rows, verdicts = [], []
     for experiment in [known[word] for word in words] or known.values():
-        missing = experiment.file_of_data and not experiment.file_of_data.is_file()
-        if missing and words:
-            raise InputError(f"{experiment.name}: {experiment.absent}")
+        absent = experiment.absent
+        if absent and words:
+            raise InputError(f"{experiment.name}: {absent}")
         record = None if words else _newest_record(experiment)
-        if missing and not record:
-            print(f"{experiment.name}: skipped: {experiment.absent}", file=sys.stderr)
+        if absent and not record:
+            print(f"{experiment.name}: skipped: {absent}", file=sys.stderr)
         elif not record:
             record = _reproduce(experiment)
         rows.append(_result(experiment, record))
@@ -58,9 +60,9 @@ class Experiment:
     """What the leading `# fact: ...` comments of recipes/configs/<recipe>/<name>.yaml say.
 
     `expects` is "metric", "metric value" (another method's figure, to compare with) or
-    "metric value +- tolerance" (to be reproduced); `data` and the FASTA file `wild_type` are below
-    $MGEN_SHARED/data. With several `seeds` it is run once per seed, the first that of the settings,
-    and their mean is compared. `method` names one where a recipe compares several.
+    "metric value +- tolerance" (to be reproduced). With several `seeds` it is run once per seed,
+    the first that of the settings, and their mean is compared. `method` names one where a recipe
+    compares several.
     """
 
     file: Path
@@ -69,8 +71,6 @@ class Experiment:
     expects: str
     hardware: str
     seconds: int
-    data: str = ""
-    wild_type: str = ""
     method: str = ""
     seeds: int = 1
 
@@ -89,30 +89,34 @@ class Experiment:
         return metric, value and float(value), tolerance and float(tolerance)
 
     @property
-    def file_of_data(self) -> Path | None:
-        return _shared() / self.data if self.data else None
+    def data(self) -> Table | None:
+        """The named data set of the settings; None where they have none."""
+        import yaml
+
+        named = (yaml.safe_load(self.file.read_text()) or {}).get("data") or ""
+        entry = DATA.get(named if isinstance(named, str) else named.get("name", ""))
+        return entry and entry.table
 
     @property
     def absent(self) -> str:
-        return (
-            f"no file {self.file_of_data}; put data/{self.data} into a folder and set MGEN_SHARED"
-        )
+        """What to do about data that is not on this machine, or "" if it is, or on the hub."""
+        path = self.data.path if self.data else ""
+        if not path.startswith(SHARED_PREFIX) or local_file(path).exists():
+            return ""
+        return f"no file {local_file(path)}; mgen show data {self.data.name} says where it is from"
 
     @property
     def digest(self) -> str:
-        """Changes with the settings and the recipe: a result of another digest is stale."""
+        """Changes with the settings, the data's and the recipe: one of another digest is stale."""
         settings = re.sub(r"(?m)^#.*\n", "", self.file.read_text())  # what is expected may change
+        of_data = vars(self.data).items() - vars(Table()).items() if self.data else ()
         sources = (
             settings
-            + self.data
+            + repr(sorted(of_data))
             + f"{self.seeds}" * (self.seeds > 1)
             + (RECIPES / f"{self.recipe}.py").read_text()
         )
         return hashlib.sha256(sources.encode()).hexdigest()[:12]
-
-
-def _shared() -> Path:
-    return Path(os.environ.get("MGEN_SHARED") or ROOT.parent / "shared") / "data"
 
 
 EXPECTS = re.compile(r"(\w+)(?: (-?\d+\.\d+)(?: \+- (\d+\.\d+))?)?")
@@ -147,9 +151,6 @@ def _reproduce(experiment: Experiment) -> dict[str, Any]:
     for seed in range(experiment.seeds):
         name = f"{experiment.name}-{stamp}" + f"-seed{seed}" * (seed > 0)
         flags = ["--config", str(experiment.file), "--out", "runs/repro", "--name", name]
-        flags += ["--data.path", str(experiment.file_of_data)] if experiment.data else []
-        if experiment.wild_type:
-            flags += ["--data.wild-type", str(_shared() / experiment.wild_type)]
         flags += ["--train.seed", str(seed)] if seed else []
         done = subprocess.run([sys.executable, str(RECIPES / f"{experiment.recipe}.py"), *flags])
         if done.returncode:

@@ -1,9 +1,9 @@
 """Published experiments: their files say what to expect, and `mgen repro` compares."""
 
 import importlib.util
-import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,8 +49,8 @@ def write(repository, name, expects, got, data=""):
         "hardware": "d",
         "seconds": 1,
     }
-    facts |= {"data": data} if data else {}
     lines = [f"# {key}: {value}" for key, value in facts.items()]
+    lines += [f"data: {data}"] if data else []
     file = repository / "recipes" / "configs" / "fake" / f"{name}.yaml"
     file.write_text("\n".join([*lines, f"got: {got}"]))
 
@@ -80,7 +80,8 @@ def test_settings_fit_the_recipe(file):
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     config = from_yaml(module.Config(), file)
-    assert config.data.path == config.data.name == experiments.experiments()[file.stem].data
+    assert config.data.path == experiments.experiments()[file.stem].data.path
+    assert config.data.path.startswith("shared:")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -155,21 +156,19 @@ def test_seeds_run_one_by_one_and_give_mean_and_standard_deviation(repository, c
     assert "| 0.500 +- 0.100 (3 seeds) |" in (repository / "docs" / "results.md").read_text()
 
 
-def test_data_is_looked_for_below_mgen_shared(repository):
-    (repository / "shared" / "data" / "set").mkdir(parents=True)
-    (repository / "shared" / "data" / "set" / "table.csv").touch()
-    write(repository, "one", "spearman", 0.1, data="set/table.csv")
+def test_named_data_is_looked_for_below_mgen_shared(repository):
+    (repository / "shared" / "data" / "tape_stability").mkdir(parents=True)
+    write(repository, "one", "spearman", 0.1, data="tape_stability")
+    assert repro("one") == 2
+    (repository / "shared" / "data" / "tape_stability" / "stability.csv.gz").touch()
     assert repro("one") == 0
-    (flags,) = repository.glob("runs/repro/fake/one-*/flags.json")
-    given = json.loads(flags.read_text())["--data.path"]
-    assert given == str(repository / "shared" / "data" / "set" / "table.csv")
 
 
 def test_absent_data_is_an_error_for_a_named_experiment_and_skipped_otherwise(repository, capsys):
     write(repository, "one", "spearman", 0.1)
-    write(repository, "two", "spearman", 0.1, data="set/table.csv")
+    write(repository, "two", "spearman", 0.1, data="{name: tape_stability, folds: 5}")
     assert repro("two") == 2
-    assert "MGEN_SHARED" in capsys.readouterr().err
+    assert "mgen show data tape_stability" in capsys.readouterr().err
     assert repro() == 0
     captured = capsys.readouterr()
     assert "two: skipped" in captured.err
@@ -178,6 +177,15 @@ def test_absent_data_is_an_error_for_a_named_experiment_and_skipped_otherwise(re
         "| two | `make repro EXP=two` | spearman | - | b and c | - | skipped |"
         in (repository / "docs" / "results.md").read_text()
     )
+
+
+def test_a_result_is_stale_once_its_named_data_reads_otherwise(repository, monkeypatch):
+    write(repository, "one", "spearman", 0.1, data="promoters_tiny")
+    before = experiments.experiments()["one"].digest
+    entry = experiments.DATA["promoters_tiny"]
+    other = replace(entry, table=replace(entry.table, valid_fraction=0.2))
+    monkeypatch.setitem(experiments.DATA, "promoters_tiny", other)
+    assert experiments.experiments()["one"].digest != before
 
 
 def test_only_what_changed_runs_again_unless_it_is_named(repository):

@@ -77,7 +77,7 @@ LAYERS = {
         "data",
         "config",
     },
-    "experiments": {"config", "report"},
+    "experiments": {"data", "config", "report"},
     "card": {"backbones", "io", "report"},
     "export": {
         "calibration",

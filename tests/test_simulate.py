@@ -7,7 +7,6 @@ import pytest
 
 from mgen.config import InputError
 from mgen.data import simulate, table
-from mgen.data.zoo import TABLES
 
 
 def read(name: str) -> list[dict]:
@@ -26,7 +25,7 @@ def test_bundled_file_is_small(name):
     assert (simulate.BUNDLED / f"{name}.tsv.gz").stat().st_size < 50_000
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", simulate.SETS)
 def test_every_named_table_opens_with_training_validation_and_test_rows(name):
     rows = table(name).open()
     assert all(len(rows.splits[split]) >= 48 for split in ("train", "valid", "test"))

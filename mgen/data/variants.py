@@ -17,6 +17,7 @@ import numpy as np
 
 from mgen.config import InputError, nearest
 from mgen.data.labels import Problem, place
+from mgen.data.places import local_file
 from mgen.io.genome import COMPLEMENT, genome
 from mgen.io.tables import is_table, read
 
@@ -182,7 +183,7 @@ def read_wild_type(given: str) -> str:
             raise InputError(f"--data.wild-type {given}: neither a FASTA file nor a sequence")
         return letters
     records = {}
-    for batch in read(file):
+    for batch in read(local_file(file)):
         for row in batch.to_pylist():
             records[str(row.get("id", len(records)))] = row.get("sequence")
     if record and record not in records:

@@ -1,48 +1,118 @@
-"""Named data sets. No torch here: listing the names is instant."""
+"""Named data sets: bundled ones, files of others, and those of the hub. No torch."""
 
 from typing import Any
 
-from mgen.config import InputError, nearest
+from mgen.config import InputError, unknown
+from mgen.data.benchmarks import BENCHMARKS
+from mgen.data.places import BUNDLED_PREFIX
+from mgen.data.published import (
+    CLASSES,
+    FUSED,
+    LANGUAGE,
+    NUMBERS,
+    PUBLISHED,
+    RESIDUES,
+    VARIANTS,
+    Entry,
+)
 from mgen.data.simulate import WILD_TYPE
 from mgen.data.table import Table
 
-# Simulated by mgen/data/simulate.py, which states how each label came about.
-SIMULATED = {
-    "promoters_tiny": "regression: log strength of 1,250 simulated DNA promoters",
-    "promoter_classes_tiny": "three classes: sigma factor of 900 simulated DNA promoters",
-    "peptides_tiny": "two classes: activity of 900 simulated peptides",
-    "hairpins_tiny": "residues and pairs: stem-loops of 600 simulated RNAs",
-    "paired_sites_tiny": "no labels: 800 simulated DNAs with five complementary pairs of sites",
-    "gc_content_tiny": "regression: share of G and C of 1,000 simulated DNAs",
-    "paired_modalities_tiny": "regression: from 800 simulated promoters and proteins, some missing",
-    "modifications_tiny": "three labels at once: motifs in 600 simulated RNAs",
-    "dms_tiny": "regression: 650 mutants of a simulated peptide, with their wild type",
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "promoters_tiny": {"truth_col": "truth"},
-    "promoter_classes_tiny": {"truth_col": "truth"},
-    "hairpins_tiny": {"y_cols": ("structure",)},
-    "paired_sites_tiny": {"y_cols": ()},
-    "paired_modalities_tiny": {"truth_col": "truth"},
-    "modifications_tiny": {"y_cols": ("motif_a", "motif_b", "motif_c")},
-    "dms_tiny": {"x_col": "mutant", "wild_type": WILD_TYPE, "truth_col": "truth"},
-}
-TABLES = {
-    name: Table(name=name, path=f"bundled:{name}.tsv.gz", **OPTIONS.get(name, {}))
-    for name in SIMULATED
-}
+
+def _simulated(
+    name: str, modality: str, task: str, recipe: str, metric: str, rows: str, **options: Any
+) -> Entry:
+    """A table of mgen/data/simulate.py, which states how each label came about."""
+    table = Table(name=name, path=f"{BUNDLED_PREFIX}{name}.tsv.gz", **options)
+    terms = ("mgen: part of this package", "none: simulated, mgen/data/simulate.py")
+    return Entry(table, "Bundled, simulated", modality, task, recipe, metric, rows, *terms)
+
+
+_BUNDLED = (
+    _simulated(
+        "promoters_tiny",
+        "dna",
+        "log strength of DNA promoters",
+        NUMBERS,
+        "spearman",
+        "1,250",
+        truth_col="truth",
+    ),
+    _simulated(
+        "promoter_classes_tiny",
+        "dna",
+        "sigma factor of DNA promoters, three classes",
+        CLASSES,
+        "accuracy",
+        "900",
+        truth_col="truth",
+    ),
+    _simulated(
+        "peptides_tiny", "protein", "activity of peptides, two classes", CLASSES, "auroc", "900"
+    ),
+    _simulated(
+        "hairpins_tiny",
+        "rna",
+        "structure of RNA stem-loops, per residue; column pairs: base pairs",
+        RESIDUES,
+        "accuracy",
+        "600",
+        y_cols=("structure",),
+    ),
+    _simulated(
+        "paired_sites_tiny",
+        "dna",
+        "no labels: DNA with five complementary pairs of sites",
+        LANGUAGE,
+        "accuracy",
+        "800",
+        y_cols=(),
+    ),
+    _simulated("gc_content_tiny", "dna", "share of G and C in DNA", NUMBERS, "spearman", "1,000"),
+    _simulated(
+        "paired_modalities_tiny",
+        "dna",
+        "a number by a promoter and a protein, some missing",
+        FUSED,
+        "spearman",
+        "800",
+        truth_col="truth",
+    ),
+    _simulated(
+        "modifications_tiny",
+        "rna",
+        "three labels at once: motifs in RNA",
+        CLASSES,
+        "auroc",
+        "600",
+        y_cols=("motif_a", "motif_b", "motif_c"),
+    ),
+    _simulated(
+        "dms_tiny",
+        "protein",
+        "effect of mutations of a peptide",
+        VARIANTS,
+        "spearman",
+        "650",
+        x_col="mutant",
+        wild_type=WILD_TYPE,
+        truth_col="truth",
+    ),
+)
+ZOO: dict[str, Entry] = {entry.name: entry for entry in (*_BUNDLED, *BENCHMARKS, *PUBLISHED)}
 
 
 def table(name: str, **options: Any) -> Table:
     """The data set `name` (a preset, a file, a folder or a hub id), with `options` on top."""
-    preset = TABLES.get(name)
-    if preset is None:
+    if name in ZOO:
+        preset = ZOO[name].table
+    else:
         from mgen.io.tables import is_table  # loads pyarrow
 
         if not ("/" in name or is_table(name)):
             raise InputError(
-                f"no data set '{name}'.{nearest(name, TABLES)} Known: {', '.join(TABLES)}; a file "
-                "or folder (./name) and a hub data set (owner/name) work too."
+                f"{unknown('data set', name, ZOO)} A file or folder (./name) and a hub data set "
+                "(owner/name) work too."
             )
         preset = Table(name=name, path=name)
     return Table(**{**vars(preset), **options})
