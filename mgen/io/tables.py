@@ -1,15 +1,16 @@
-"""Tables of rows in files: CSV, TSV, JSON lines, Parquet, FASTA and VCF, plain or gzipped.
+"""Tables of rows in files: text, Parquet, Arrow, FASTA, BED, VCF and databases.
 
 Each format is a function from a path to its columns and a stream of Arrow record batches, so that
 a file of any size is read in bounded memory. Errors are `InputError`s that name the file and the
 1-based data row ("header not counted").
 """
 
+import codecs
+import functools
 import gzip
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,29 +19,43 @@ from typing import IO, Any
 import pyarrow as pa
 
 from mgen.config import InputError
+from mgen.io import bed
+from mgen.io.arrow import ARROW, arrow_batches
+from mgen.io.columns import place, plain_types, reject_duplicates, short, unified
+from mgen.io.databases import DATABASES
+from mgen.io.lines import decoded, lines, not_utf8, reject_wide, size_of
 from mgen.io.vcf import read_vcf
 
 FASTA = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".fas")
-READER_VERSION = 2  # part of the key of cached tables: raise it when the same bytes read otherwise
+LONE_RETURN = re.compile(rb"\r(?![\r\n]|\Z)")  # several before a line end do no harm
+READER_VERSION = 3  # part of the key of cached tables: raise it when the same bytes read otherwise
 BLOCK_BYTES = 16 << 20  # a CSV row must fit into one block
 BLOCK_ROWS = 10_000
+LONGEST_FASTA_LINE = 256 << 20  # bytes; room for the largest human chromosome on one line
 LARGEST_BATCH = 64 << 20  # characters of FASTA sequence held at once
 
 Batches = Iterator[pa.RecordBatch]
 
 
-def read(path: str | Path) -> Batches:
+def read(path: str | Path, query: str = "") -> Batches:
     """Stream a file as record batches that share one schema; at least one row or InputError.
 
     CSV, TSV and FASTA columns are text exactly as written ("NA" is a sequence, an empty cell is
-    ""); JSON and Parquet keep their types.
+    ""); JSON, Parquet, Arrow and databases keep their types. `query` is the SELECT that makes the
+    rows of a database; without one they are those of its only table.
     """
     path = Path(path)
-    reader = READERS[table_format(path)]
+    suffix = table_format(path)
+    if query and suffix not in DATABASES:
+        raise InputError(f"{path}: --data.query is for databases ({', '.join(DATABASES)}); drop it")
+    reader = functools.partial(READERS[suffix], **({"query": query} if query else {}))
     try:
         with _opened(path) as file:
-            if not file.peek(1):
+            head = file.peek(1)
+            if not head:
                 raise InputError(f"{path}: the file is empty")
+            if suffix not in BINARY:
+                reject_wide(path, head[:4096])
             num_rows = 0
             for batch in reader(path, file):
                 num_rows += batch.num_rows
@@ -53,20 +68,22 @@ def read(path: str | Path) -> Batches:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not num_rows:
-        raise InputError(f"{path}: there is a header but not one row")
+        what = "the query gives" if query else "there is a header but"
+        raise InputError(f"{path}: {what} not one row")
 
 
 def table_format(path: str | Path) -> str:
     """The suffix that decides how a file is read, ".gz" aside. Raises InputError if unknown."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    suffix = suffixes[-1] if suffixes else ""
+    is_packed = suffixes[-1:] == [".gz"]
+    suffix = [*suffixes, ""][len(suffixes) - 1 - is_packed] if suffixes else ""
     if suffix not in READERS:
         known = ", ".join(READERS)
         raise InputError(
             f"{path}: the suffix '{suffix}' says no known format; known: {known} and .gz of each"
         )
+    if is_packed and suffix in DATABASES:
+        raise InputError(f"{path}: a database is read where it lies: gunzip it first")
     return suffix
 
 
@@ -88,7 +105,7 @@ def _opened(path: Path) -> IO[bytes]:
 def _read_delimited(path: Path, file: IO[bytes], delimiter: str) -> Batches:
     from pyarrow import csv
 
-    names = _header(path, file.readline(), delimiter)
+    names = _header(path, file.readline(BLOCK_BYTES), delimiter)
     file.seek(0)
     # Cells are read as bytes, so that invalid UTF-8 is found with its row.
     options = {
@@ -100,21 +117,58 @@ def _read_delimited(path: Path, file: IO[bytes], delimiter: str) -> Batches:
     }
     first_row = 1
     try:
-        for batch in csv.open_csv(file, **options):
+        for batch in csv.open_csv(_Checked(path, file), **options):
             yield _decoded(path, batch, first_row)
             first_row += batch.num_rows
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}{_csv_problem(str(error), len(names))}") from None
 
 
+class _Checked:
+    """A file as it is read by Arrow, which takes a lone carriage return for a line end.
+
+    Outside quotes one is an error: it would cut a row in two, or join a file's rows to one line.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path, self.file, self.closed = path, file, False
+        self.ends_in_return, self.is_checked = False, False
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(size)
+        text = b"\r" + block if self.ends_in_return else block
+        self.ends_in_return = block.endswith(b"\r")
+        if not self.is_checked and b"\r" in text and LONE_RETURN.search(text):
+            self.is_checked = True  # all of the file, in a pass of its own
+            with _opened(self.path) as again:
+                _reject_lone_returns(self.path, again)
+        return block
+
+
+def _reject_lone_returns(path: Path, file: IO[bytes]) -> None:
+    row, is_quoted = 0, False
+    while line := file.readline(BLOCK_BYTES):  # the pieces of a longer line do as well
+        parts = line.split(b'"')
+        for i, part in enumerate(parts):
+            is_quoted ^= i > 0
+            mark = b'"' if i + 1 < len(parts) else b""
+            if not is_quoted and LONE_RETURN.search(part + mark):
+                raise InputError(
+                    f"{place(path, row)}: a carriage return that ends no line. Save with Unix or "
+                    "Windows line ends."
+                )
+        row += not is_quoted and bool(line.strip())
+
+
 def _header(path: Path, line: bytes, delimiter: str) -> list[str]:
     import csv
 
-    try:
-        text = line.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        message = f"{path}, header: not UTF-8 text ({error.reason}). Save as UTF-8."
-        raise InputError(message) from None
+    if len(line) >= BLOCK_BYTES:
+        raise InputError(
+            f"{path}: the header is longer than {size_of(BLOCK_BYTES)}. Is it a table?"
+        )
+    line = line.removeprefix(codecs.BOM_UTF8)
+    text = decoded(path, f"{path}, header", line).rstrip("\r\n")
     if "\r" in text:
         raise InputError(f"{path}: lines end in CR alone. Save with Unix or Windows line ends.")
     names = next(csv.reader([text], delimiter=delimiter), [])
@@ -126,14 +180,8 @@ def _header(path: Path, line: bytes, delimiter: str) -> list[str]:
             f"{path}: one column, named {names[0]!r}; columns seem to be separated by "
             f"{others[0]!r}. A .csv has ',', a .tsv has tabs: rename or convert the file."
         )
-    _reject_duplicates(path, names)
+    reject_duplicates(path, names)
     return names
-
-
-def _reject_duplicates(path: Path, names: list[str]) -> None:
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{path}: more than one column is named {name!r}. Rename one.")
 
 
 def _decoded(path: Path, batch: pa.RecordBatch, first_row: int) -> pa.RecordBatch:
@@ -142,18 +190,18 @@ def _decoded(path: Path, batch: pa.RecordBatch, first_row: int) -> pa.RecordBatc
         try:
             columns.append(column.cast(pa.string()))
         except pa.ArrowInvalid:
-            row = first_row + _first_invalid_text(column)
-            place = _place(path, row)
-            raise InputError(f"{place}, column '{name}': not UTF-8 text. Save as UTF-8.") from None
+            i, cell = _first_invalid_text(column)
+            where = f"{place(path, first_row + i)}, column '{name}'"
+            raise InputError(f"{where}: {not_utf8(path, cell)}") from None
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
-def _first_invalid_text(column: pa.Array) -> int:
+def _first_invalid_text(column: pa.Array) -> tuple[int, bytes]:
     for i, cell in enumerate(column.to_pylist()):
         try:
             cell.decode()
         except UnicodeDecodeError:
-            return i
+            return i, cell
     raise AssertionError("every cell decodes, though Arrow refused the column")
 
 
@@ -163,12 +211,12 @@ def _csv_problem(message: str, num_columns: int) -> str:
         row, got, text = int(found[1]) - 1, found[2], found[3]
         return (
             f", row {row} (header not counted): {got} cells where the header names {num_columns}: "
-            f"{_short(text)}. Quote cells that hold separators or quotes."
+            f"{short(text)}. Quote cells that hold separators or quotes."
         )
     if "straddling" in message:
-        size = BLOCK_BYTES >> 20
         return (
-            f": a row is longer than {size} MB (or a quote is never closed). Use FASTA or Parquet."
+            f": a row is longer than {size_of(BLOCK_BYTES)} (or a quote is never closed). Use "
+            "FASTA or Parquet."
         )
     return f": cannot be read: {message}"
 
@@ -180,16 +228,16 @@ def _read_json_lines(path: Path, file: IO[bytes]) -> Batches:
     # Two passes: the type of a column is known only when all of its values have been seen.
     schema = pa.schema([])
     for start, records in _json_batches(path, file):
-        schema = _unified(path, start, schema, records)
+        schema = unified(path, start, schema, records)
     file.seek(0)
     for _, records in _json_batches(path, file):
         yield pa.RecordBatch.from_pylist(records, schema=schema)
 
 
 def _json_batches(path: Path, file: IO[bytes]) -> Iterator[tuple[int, list[dict]]]:
-    lines = (line for line in file if line.strip())
+    filled = (line for line in lines(path, file) if line.strip())
     start = 1
-    while chunk := list(islice(lines, BLOCK_ROWS)):
+    while chunk := list(islice(filled, BLOCK_ROWS)):
         yield start, [_json_record(path, start + i, line) for i, line in enumerate(chunk)]
         start += len(chunk)
 
@@ -202,28 +250,12 @@ def _json_record(path: Path, row: int, line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(
             f'{path}, row {row}: expected an object such as {{"sequence": "ACGT"}}, found '
-            f"{_short(line.decode().strip())}"
+            f"{short(line.decode().strip())}"
         )
     return record
 
 
-def _unified(path: Path, start: int, schema: pa.Schema, records: list[dict]) -> pa.Schema:
-    names = dict.fromkeys(name for record in records for name in record)
-    for name in names:
-        values = [record.get(name) for record in records]
-        try:
-            field = pa.schema([(name, pa.array(values).type)])
-            schema = pa.unify_schemas([schema, field], promote_options="permissive")
-        except (ValueError, TypeError, OverflowError) as error:  # those of Arrow among them
-            rows = f"rows {start}-{start + len(records) - 1}"
-            raise InputError(
-                f"{path}, {rows}, column '{name}': values of different types, or of none that "
-                f"fits ({error}). Write all as text or all as numbers."
-            ) from None
-    return schema
-
-
-# --------------------------------------------------------------------------- Parquet
+# --------------------------------------------------------------------------- Parquet, Arrow
 
 
 def _read_parquet(path: Path, file: IO[bytes]) -> Batches:
@@ -231,13 +263,19 @@ def _read_parquet(path: Path, file: IO[bytes]) -> Batches:
 
     try:
         table = parquet.ParquetFile(file)
-        _reject_duplicates(path, table.schema_arrow.names)
-        views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # few kernels
-        fields = [f.with_type(views.get(f.type, f.type)) for f in table.schema_arrow]
+        reject_duplicates(path, table.schema_arrow.names)
+        schema = plain_types(table.schema_arrow)
         for batch in table.iter_batches(batch_size=BLOCK_ROWS):
-            yield batch.cast(pa.schema(fields))
+            yield batch.cast(schema)
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}: not a Parquet file, or a damaged one ({error})") from None
+
+
+def _read_arrow(path: Path, file: IO[bytes]) -> Batches:
+    for batch in arrow_batches(path, file):
+        reject_duplicates(path, batch.schema.names)
+        for start in range(0, batch.num_rows, BLOCK_ROWS):
+            yield batch.slice(start, BLOCK_ROWS)
 
 
 # --------------------------------------------------------------------------- FASTA
@@ -246,7 +284,8 @@ def _read_parquet(path: Path, file: IO[bytes]) -> Batches:
 def _read_fasta(path: Path, file: IO[bytes]) -> Batches:
     # Two passes: any header may bring a new KEY=value column.
     keys: dict[str, None] = {}
-    for row, line in enumerate((line for line in file if line.startswith(b">")), start=1):
+    headers = (s for s in lines(path, file, LONGEST_FASTA_LINE) if s.startswith(b">"))
+    for row, line in enumerate(headers, start=1):
         keys |= dict.fromkeys(_attributes(_fasta_text(path, row, line)))
     reserved = {"id", "description", "sequence"} & {*keys}
     if reserved:
@@ -260,7 +299,7 @@ def _read_fasta(path: Path, file: IO[bytes]) -> Batches:
 
 def _fasta_records(path: Path, file: IO[bytes]) -> Iterator[dict[str, str]]:
     row, header, parts = 0, "", []
-    for line in file:
+    for line in lines(path, file, LONGEST_FASTA_LINE):
         if line.startswith(b">"):
             if row:
                 yield _fasta_record(path, row, header, parts)
@@ -268,7 +307,7 @@ def _fasta_records(path: Path, file: IO[bytes]) -> Iterator[dict[str, str]]:
             header = _fasta_text(path, row, line)[1:]
         elif line.strip():
             if not row:
-                text = _short(line.decode(errors="replace").strip())
+                text = short(line.decode(errors="replace").strip())
                 raise InputError(f"{path}: text before the first '>': {text}")
             parts.append(_fasta_text(path, row, line))
     if row:
@@ -277,7 +316,7 @@ def _fasta_records(path: Path, file: IO[bytes]) -> Iterator[dict[str, str]]:
 
 def _fasta_record(path: Path, row: int, header: str, parts: list[str]) -> dict[str, str]:
     if not parts:
-        raise InputError(f"{path}, record {row} ({_short(header)}): there is no sequence")
+        raise InputError(f"{path}, record {row} ({short(header)}): there is no sequence")
     identifier, description = [*header.split(maxsplit=1), "", ""][:2]
     return {
         "id": identifier,
@@ -294,10 +333,7 @@ def _attributes(header: str) -> dict[str, str]:
 
 
 def _fasta_text(path: Path, row: int, line: bytes) -> str:
-    try:
-        return line.decode().strip()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}, record {row}: not UTF-8 text. Save as UTF-8.") from None
+    return decoded(path, f"{path}, record {row}", line).strip()
 
 
 def _grouped(records: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
@@ -312,20 +348,18 @@ def _grouped(records: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]
         yield group
 
 
-def _place(path: Path, row: int) -> str:
-    return f"{path}, row {row} (header not counted)"
-
-
-def _short(text: str, length: int = 60) -> str:
-    return repr(text if len(text) <= length else text[: length - 3] + "...")
-
-
 READERS: dict[str, Callable[[Path, IO[bytes]], Batches]] = {
     ".csv": lambda path, file: _read_delimited(path, file, ","),
     ".tsv": lambda path, file: _read_delimited(path, file, "\t"),
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".parquet": _read_parquet,
+    **dict.fromkeys(ARROW, _read_arrow),
     **dict.fromkeys(FASTA, _read_fasta),
+    **{
+        suffix: functools.partial(bed.read_bed, names=bed.COLUMNS[suffix]) for suffix in bed.COLUMNS
+    },
     ".vcf": read_vcf,
+    **DATABASES,
 }
+BINARY = {".parquet", *ARROW, *DATABASES}

@@ -14,6 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from mgen.config import InputError
+from mgen.io.lines import decoded, lines
 
 BLOCK_ROWS = 10_000
 POSITION = re.compile(r"0*[1-9]\d{0,14}", re.ASCII)
@@ -41,7 +42,7 @@ def read_vcf(path: Path, file: IO[bytes]) -> Iterator[pa.RecordBatch]:
 
 def _rows(path: Path, file: IO[bytes]) -> Iterator[dict[str, Any]]:
     record, is_vcf = 0, False
-    for line in file:
+    for line in lines(path, file):
         if line.startswith(b"#") or not line.strip():
             is_vcf |= line.startswith((b"##fileformat=VCF", b"#CHROM\t"))
             continue
@@ -50,14 +51,12 @@ def _rows(path: Path, file: IO[bytes]) -> Iterator[dict[str, Any]]:
                 f"{path}: no VCF: neither '##fileformat=VCF' nor '#CHROM' precede data"
             )
         record += 1
-        yield from _alleles(f"{path}, record {record} (header not counted)", line)
+        where = f"{path}, record {record} (header not counted)"
+        yield from _alleles(where, decoded(path, where, line))
 
 
-def _alleles(where: str, line: bytes) -> Iterator[dict[str, Any]]:
-    try:
-        fields = line.decode().rstrip("\r\n").split("\t")
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: not UTF-8 text. Is it BCF? bcftools view converts it") from None
+def _alleles(where: str, line: str) -> Iterator[dict[str, Any]]:
+    fields = line.rstrip("\r\n").split("\t")
     if len(fields) < 5:
         raise InputError(f"{where}: {len(fields)} columns separated by tabs, expected 8 or more")
     chrom, position, name, reference, alternatives, *rest = fields
