@@ -127,10 +127,7 @@ class Task(nn.Module):
 
         self.labelled = labelled
         held = np.concatenate([rows.splits[split] for split in splits])
-        notes = check.sequences(rows, self.tokenizer, held) + check.identifiers(rows, held)
-        if "train" in splits:
-            notes += check.overlaps(rows, self.tokenizer)
-        self.lengths = check.token_lengths(rows, self.cfg.data.x_col, self.tokenizer)
+        notes, self.lengths = check.inputs(rows, self.tokenizer, splits)
         notes += self.learn(rows, splits if labelled else ()) or []
         if "train" in splits:
             self.facts["tokens"] = int(self.lengths[rows.splits["train"]].max())

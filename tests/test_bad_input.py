@@ -513,7 +513,7 @@ def test_a_wrong_setting_is_refused(flags, expected, refused):
 
 
 @pytest.mark.parametrize(
-    "flag", ["lr nan", "lr -1", "epochs -1", "clip nan", "seed -1", "workers -1"]
+    "flag", ["lr nan", "lr -1", "epochs -1", "clip nan", "seed -1", "workers -2"]
 )
 def test_a_training_setting_out_of_range_is_refused(flag, refused):
     name, value = flag.split()

@@ -6,6 +6,8 @@ outside the alphabet an error or one unknown token; with `as_written` the text i
 Shapes: B sequences, L tokens of the longest one.
 """
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -40,6 +42,7 @@ class HuggingFaceTokenizer:
     """
 
     has_context = False  # as of `Tokenizer`
+    stored: Any = None  # ids of known texts, `find(texts)` them: a `TokenStore`
 
     def __init__(
         self,
@@ -174,7 +177,7 @@ class HuggingFaceTokenizer:
     ) -> dict[str, Tensor]:
         """As of `Tokenizer`."""
         head, tail = (self.head, self.tail) if add_special_tokens else ([], [])
-        rows = self._encode(sequences)
+        rows = self.encode(sequences)
         limit = self.max_length if max_length is None else max_length
         if limit and self.truncate != "window":
             room = limit - len(head) - len(tail)
@@ -183,7 +186,17 @@ class HuggingFaceTokenizer:
 
     def lengths(self, sequences: Sequence[str]) -> list[int]:
         """Tokens of each sequence with special ones, before any limit."""
-        return [len(row) + self.num_special for row in self._encode(sequences)]
+        return [len(row) + self.num_special for row in self.encode(sequences)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what decides the ids of a text; "" where code of the checkpoint does."""
+        if self.remote_code:
+            return ""
+        backend = self.published.backend_tokenizer.to_str() if self.published.is_fast else ""
+        facts = [type(self.published).__name__, backend, sorted(self.vocabulary.items())]
+        facts += [self.unknown, self.as_written, self.spaced, sorted(self.convert.items())]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def decode(self, ids: Tensor | Sequence) -> str | list[str]:
         """Tokens joined by single spaces, special ones kept; (L,) gives text, (B, L) a list."""
@@ -196,10 +209,19 @@ class HuggingFaceTokenizer:
         """Write the published vocabulary files."""
         self.published.save_pretrained(folder)
 
-    def _encode(self, sequences: Sequence[str]) -> list[list[int]]:
-        """Ids of each sequence without added special tokens."""
+    def encode(self, sequences: Sequence[str]) -> list[list[int]]:
+        """Ids of each sequence without added special tokens, looked up where they are stored."""
         if isinstance(sequences, str):
             raise InputError("tokenize takes a list of sequences; put the one sequence in a list")
+        if not self.stored or not all(isinstance(sequence, str) for sequence in sequences):
+            return self._encode(sequences)
+        rows = self.stored.find(sequences)
+        absent = [i for i, row in enumerate(rows) if row is None]
+        for i, row in zip(absent, self._encode([sequences[i] for i in absent]), strict=True):
+            rows[i] = row
+        return rows
+
+    def _encode(self, sequences: Sequence[str]) -> list[list[int]]:
         texts = [self._read(sequence) for sequence in sequences]
         rows = self._ids(texts)
         if self.unknown == "error" and self.unk_token_id is not None:

@@ -7,6 +7,7 @@ are reproduced exactly instead: no case folding, no U to T, one unknown token pe
 characters. Shapes: B sequences, L tokens of the longest one.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ class Tokenizer:
     """
 
     per_letter = True  # a row has as many tokens as letters, and `num_special` besides
+    stored = None  # a letter is looked up faster than a text
     has_context = False  # rows bring tokens along that are none of the sequence's own
 
     def __init__(
@@ -169,6 +171,12 @@ class Tokenizer:
             }
             facts |= {"tokenizer_class": "EsmTokenizer", "model_max_length": self.max_length}
             (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what decides the ids of a text."""
+        facts = [self.tokens, self.modality, self.unknown, self.as_written, vars(self.style)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def decode(self, ids: Tensor | Sequence) -> str | list[str]:
         """Tokens joined by single spaces, special ones kept; (L,) gives text, (B, L) a list."""

@@ -11,15 +11,19 @@ that do not fit.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mgen.config import InputError
 from mgen.data.labels import Problem, class_ids, number_blocks, place
 from mgen.data.table import Rows
+from mgen.data.token_store import WORTH_ROWS, token_store
+from mgen.io.files import kept
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,10 +47,44 @@ class Reads(Protocol):
     per_letter: bool
     has_context: bool
     as_written: bool
+    fingerprint: str
+    stored: Any
 
     def lengths(self, rows: list) -> list[int]: ...
 
     def overflow(self, rows: list) -> list[int]: ...
+
+    def encode(self, rows: list) -> list[list[int]]: ...
+
+
+def inputs(rows: Rows, tokenizer: Reads, splits: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """All that is checked of sequences and identifiers in `splits`, and the tokens of every row.
+
+    Returns what should be said aloud and (N,) int32. What was found of a large table is kept by
+    content, and looked up the next time. Raises InputError.
+    """
+    if not _is_aligned(rows):  # which files of alignments hold is not known without reading them
+        tokenizer.stored = token_store(rows, tokenizer)
+    if _is_aligned(rows) or len(rows) < WORTH_ROWS or not tokenizer.fingerprint:
+        return _inputs(rows, tokenizer, splits)
+    facts = (rows.digest, rows.names, tuple(splits), tokenizer.fingerprint, tokenizer.max_length)
+    name = hashlib.sha256(repr((*facts, tokenizer.truncate)).encode()).hexdigest()
+
+    def write(partial: Path) -> None:
+        notes, lengths = _inputs(rows, tokenizer, splits)
+        with partial.open("wb") as file:
+            np.savez(file, notes=np.array(notes, dtype=str), lengths=lengths)
+
+    with np.load(kept("checks", f"{name}.npz", write), allow_pickle=False) as found:
+        return found["notes"].tolist(), found["lengths"]
+
+
+def _inputs(rows: Rows, tokenizer: Reads, splits: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    held = np.concatenate([rows.splits[split] for split in splits])
+    notes = sequences(rows, tokenizer, held) + identifiers(rows, held)
+    if "train" in splits:
+        notes += overlaps(rows, tokenizer)
+    return notes, token_lengths(rows, rows.table.x_col, tokenizer)
 
 
 def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -> list[str]:
@@ -225,12 +263,21 @@ def identifiers(rows: Rows, indices: np.ndarray | None = None) -> list[str]:
 
 def overlaps(rows: Rows, tokenizer: Reads) -> list[str]:
     """Held-out sequences do not occur among those trained on, as the model reads them."""
-    hashes = {
-        name: _sequence_hashes(rows, tokenizer, indices) for name, indices in rows.splits.items()
+    held = {name: rows.splits[name] for name in ("valid", "test") if len(rows.splits[name])}
+    known = {
+        name: np.unique(
+            np.concatenate([*_sequence_hashes(rows, tokenizer, numbers)]), return_inverse=True
+        )
+        for name, numbers in held.items()
     }
+    seen = {name: np.zeros(len(distinct), dtype=bool) for name, (distinct, _) in known.items()}
+    for trained in _sequence_hashes(rows, tokenizer, rows.splits["train"]) if held else ():
+        for name, (distinct, _) in known.items():
+            places = np.minimum(np.searchsorted(distinct, trained), len(distinct) - 1)
+            seen[name][places[distinct[places] == trained]] = True
+    is_shared = {name: seen[name][places] for name, (_, places) in known.items()}
     notes = []
-    for name in ("valid", "test"):
-        shared = np.isin(hashes[name], hashes["train"])
+    for name, shared in is_shared.items():
         if shared.any():
             row = int(np.sort(rows.splits[name])[np.flatnonzero(shared)[0]])
             notes.append(
@@ -348,13 +395,12 @@ def _count(problem: Problem, numbered: np.ndarray, bad: np.ndarray) -> None:
         problem.add(numbered[np.flatnonzero(bad)[0]], count=int(bad.sum()))
 
 
-def _sequence_hashes(rows: Rows, tokenizer: Reads, indices: np.ndarray) -> np.ndarray:
+def _sequence_hashes(rows: Rows, tokenizer: Reads, indices: np.ndarray) -> Iterator[np.ndarray]:
     # 8 bytes a row; of ten million sequences two differ but collide with probability 3e-6.
-    reading, hashes = _Reading(tokenizer), [np.array([], dtype=np.int64)]
+    reading = _Reading(tokenizer)
     for _, block in rows.chunks([rows.table.x_col], indices):
         texts, _ = reading.read(rows, block.column(rows.table.x_col))
         data = reading.folded[texts.data].tobytes()
         spans = zip(texts.ends[:-1].tolist(), texts.ends[1:].tolist(), strict=True)
         values = (hash(data[a:b]) for a, b in spans)
-        hashes.append(np.fromiter(values, dtype=np.int64, count=block.num_rows))
-    return np.concatenate(hashes)
+        yield np.fromiter(values, dtype=np.int64, count=block.num_rows)

@@ -156,9 +156,14 @@ class Rows:
         return self.dataset.column_names
 
     @property
+    def content(self) -> str:
+        """sha256 of what the rows are, whatever they are used for."""
+        return hashlib.sha256(json.dumps([self._contents, self.columns]).encode()).hexdigest()
+
+    @property
     def digest(self) -> str:
         options = asdict(self.table)
-        for name in ("name", "path", "valid_path", "test_path", "wild_type"):
+        for name in ("name", "path", "valid_path", "test_path", "wild_type", "genome"):
             del options[name]  # a table that was moved is the same table
         digest = hashlib.sha256(json.dumps([self._contents, options]).encode())
         for name, rows in self.splits.items():
