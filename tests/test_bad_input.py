@@ -141,7 +141,7 @@ BROKEN = {
     "commas in tsv": ("t.tsv", b"sequence,label\nACGT,1\n", "separated by ','. A .csv has ','"),
     "semicolons": ("t.csv", b"sequence;label\nACGT;1\n", "separated by ';'"),
     "CR alone": ("t.csv", b"sequence,label\rACGT,1\r", "t.csv: lines end in CR alone. Save"),
-    "UTF-16": ("t.csv", "sequence,label\n".encode("utf-16"), "not UTF-8 text (invalid start byte)"),
+    "UTF-16": ("t.csv", "sequence,label\n".encode("utf-16"), "iconv -f UTF-16 -t UTF-8 t.csv"),
     "latin-1": ("t.csv", b"sequence,label\nACGT,1\n\xe9,1\n", HEADER.format(2, "sequence")),
     "ragged": (
         "t.csv",
