@@ -122,7 +122,7 @@ BROKEN = {
     "latin-1 header": ("t.csv", b"\xe9,b\n1,2\n", "t.csv, header: not UTF-8"),
     "bad json": ("t.jsonl", '{"a": 1}\n{"a": \n', "t.jsonl, row 2: not a line of JSON"),
     "json list": ("t.jsonl", "[1, 2]\n", "row 1: expected an object"),
-    "mixed json": ("t.jsonl", '{"a": 1}\n{"a": "x"}\n', "row 2, column 'a': a value of another type"),
+    "mixed json": ("t.jsonl", '{"a": 1}\n{"a": "x"}\n', "row 2, column 'a': values of different types"),
     "no parquet": ("t.parquet", "a,b\n1,2\n", "not a Parquet file"),
     "text before >": ("t.fa", "ACGT\n>a\nACGT\n", "text before the first '>': 'ACGT'"),
     "no sequence": ("t.fa", ">a\nACGT\n>b\n>c\nA\n", "record 2 .'b'.: there is no sequence"),

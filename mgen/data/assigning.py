@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def _named(
 ) -> tuple[cut.Splits, list[str]]:
     """The rows of each split by name. A missing name is an error if it may be a typo."""
     table = rows.table
-    wanted = {name: _names(getattr(table, f"{name}_split")) for name in SPLITS}
+    wanted = {name: _names(getattr(table, f"{name}_split"), groups) for name in SPLITS}
     known = {part for parts in wanted.values() for part in parts}
     if not (are_names or known & {*groups}):
         return {"train": base, "valid": NO_ROWS, "test": NO_ROWS}, []  # shards, or a single file
@@ -92,8 +93,12 @@ def _named(
     return splits, [", ".join(named)]
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split("+") if part.strip()]
+def _names(text: str, groups: Groups) -> list[str]:
+    """What is joined by "+"; a pattern such as train_* stands for the groups that it fits."""
+    parts = [part.strip() for part in text.split("+") if part.strip()]
+    fits = (fnmatch.filter(groups, part) if part not in groups else () for part in parts)
+    named = [sorted(found) or [part] for part, found in zip(parts, fits, strict=True)]
+    return [*dict.fromkeys(name for names in named for name in names)]
 
 
 def _fraction_sentences(table: Table, named: dict[str, int], splits: cut.Splits) -> list[str]:

@@ -4,115 +4,379 @@ from __future__ import annotations
 
 import functools
 import glob
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mgen.config import InputError, nearest
-from mgen.data.arrow import cached
+from mgen.data import intervals
+from mgen.data.arrow import cached, write_batches
 from mgen.data.assigning import NO_ROWS, assign
-from mgen.data.places import BUNDLED_PREFIX, SHARED_PREFIX, local_file
+from mgen.data.places import BUNDLED_PREFIX, HUB_PREFIX, SHARED_PREFIX, hub_folder, local_file
 from mgen.data.table import Rows, Table
 from mgen.data.variants import VERSION, mutated_batches, read_wild_type
-from mgen.io.tables import FASTA, READERS, is_table, table_format
+from mgen.io.arrow import DAMAGED, is_mappable, saved_parts
+from mgen.io.files import content_digest, kept
+from mgen.io.remote import is_remote, remote_files, without_query
+from mgen.io.tables import BLOCK_ROWS, FASTA, READERS, Batches, is_table, read, table_format
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # how the hub names the files of one split
+HERE = "download it elsewhere with 'hf download {} --repo-type dataset --local-dir DIR' and set "
+HERE += "--data.path DIR, or put DIR at $MGEN_SHARED/data/{}"
+
+
+class Part(NamedTuple):
+    """A file or a split of a data set: `group` is its stem or name; `is_split`: a split's name."""
+
+    name: str
+    group: str
+    rows: Any  # datasets.Dataset
+    digest: str
+    is_split: bool = False
 
 
 def open_table(table: Table, split: bool) -> Rows:
     """Read all files, check the columns that the options name, and assign rows to splits."""
-    import datasets
-
     if not (table.path or table.test_path):
         raise InputError("no data: set --data.path to a file, a folder or a hub data set")
-    parts, sources, groups = [], [], {"path": {}, "valid_path": {}, "test_path": {}}
-    start = 0
+    intervals.check_options(table)
+    opener = _Opener(table)
+    parts, groups = [], {"path": {}, "valid_path": {}, "test_path": {}}
+    are_names, start = bool(table.path), 0
     for role, found in groups.items():
-        for name, group, part, digest in _parts(table, getattr(table, role)):
-            numbers = np.arange(start, start + len(part))
-            found[group] = np.concatenate([found.get(group, NO_ROWS), numbers])
-            start += len(part)
-            parts.append(_as_named(table, name, part))
-            sources.append((name, len(part), digest))
-    try:
-        dataset = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-    except (ValueError, TypeError) as error:
-        names = ", ".join(name for name, _, _ in sources)
-        raise InputError(
-            f"{names}: columns of one name differ in type: {error}. Save all in one format, all "
-            "with decimal points or all without."
-        ) from None
-    rows = Rows(table, dataset, sources)
-    for (name, _, _), part in zip(sources, parts, strict=True):
-        if table.x_col in dataset.column_names and table.x_col not in part.column_names:
+        for part in opener.parts(getattr(table, role)):
+            numbers = np.arange(start, start + len(part.rows))
+            found[part.group] = np.concatenate([found.get(part.group, NO_ROWS), numbers])
+            start += len(part.rows)
+            are_names &= part.is_split or role != "path"
+            parts.append(part._replace(rows=_as_named(table, part.name, part.rows)))
+    dataset = _joined([part.name for part in parts], [part.rows for part in parts])
+    rows = Rows(table, dataset, [(part.name, len(part.rows), part.digest) for part in parts])
+    for part in parts:
+        known = part.rows.column_names
+        if table.x_col in dataset.column_names and table.x_col not in known:
             raise InputError(
-                f"{name}: no column '{table.x_col}', which other files have; columns are "
-                f"{', '.join(map(repr, part.column_names))}."
-                f"{nearest(table.x_col, part.column_names)} Rename it."
+                f"{part.name}: no column '{table.x_col}', which other files have; columns are "
+                f"{', '.join(map(repr, known))}.{nearest(table.x_col, known)} Rename it."
             )
     for option in ("x_col", "id_col", *(("split_col", "fold_col") if split else ())):
         if getattr(table, option):
             rows.require(getattr(table, option), option.replace("_", "-"))
     if split:
         try:
-            assign(rows, groups, are_names=bool(table.path) and not _files(table.path))
+            assign(rows, groups, are_names)
         except InputError as error:
             message = str(error)
             known = message.startswith((table.path, "--data", *rows.names))
             raise InputError(message if known else f"{rows.names[0]}: {message}") from None
+    rows.plan = "; ".join([*opener.said, *_padded(rows), *([rows.plan] if rows.plan else [])])
     return rows
 
 
-Part = tuple[str, str, Any, str]  # name for people, group, datasets.Dataset, digest
+def _joined(names: list[str], parts: list[Any]) -> Any:
+    import datasets
+
+    try:
+        return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{', '.join(names)}: columns of one name differ in type: {error}. Save all in one "
+            "format, all with decimal points or all without."
+        ) from None
 
 
-def _parts(table: Table, path: str) -> list[Part]:
-    if not path:
+def _padded(rows: Rows) -> list[str]:
+    """How many windows run over the ends of contigs, in words."""
+    import pyarrow.compute as pc
+
+    if not rows.table.genome:
         return []
-    wild_type = read_wild_type(table.wild_type) if table.wild_type else ""
-    if files := _files(path):
-        if not wild_type:
-            return [(file, _stem(file), *cached(local_file(file))) for file in files]
-        change = functools.partial(mutated_batches, table=table, wild_type=wild_type)
-        key = f"{VERSION} {wild_type} {table.x_col} {table.first_position}"
-        return [(file, _stem(file), *cached(local_file(file), change, key)) for file in files]
-    if wild_type:
-        raise InputError("--data.wild-type: mutations are read from files; download the data set")
-    return _hub_parts(table, path)
+    letters = rows.dataset.data.column(intervals.PADDING)
+    padded = pc.sum(pc.greater(letters, 0)).as_py() or 0
+    if not padded:
+        return []
+    total = pc.sum(letters).as_py()
+    return [
+        f"{padded:,} of {len(rows):,} windows run over the end of their contig: {total:,} letters "
+        f"there are N (column '{intervals.PADDING}')"
+    ]
+
+
+class _Opener:
+    """Reads what paths name. `said`: what people should know of it."""
+
+    def __init__(self, table: Table) -> None:
+        self.table, self.said = table, []
+        self.wild_type = read_wild_type(table.wild_type) if table.wild_type else ""
+        keys = []
+        if table.query:
+            keys.append(f"query {table.query}")
+        if table.wild_type:
+            keys.append(f"{VERSION} {self.wild_type} {table.x_col} {table.first_position}")
+        if table.genome:
+            keys.append(intervals.key_of(table))
+        self.key = " ".join(keys)  # of what turns the rows of a file into those of the table
+
+    def change(self, path: Path, batches: Batches) -> Batches:
+        if self.table.query:
+            batches = read(path, self.table.query)
+        if self.wild_type:
+            batches = mutated_batches(path, batches, self.table, self.wild_type)
+        return (
+            intervals.located_batches(path, batches, self.table) if self.table.genome else batches
+        )
+
+    def parts(self, path: str) -> list[Part]:
+        """The files or splits that a path names, which may be several joined by commas."""
+        table = self.table
+        subset = table.subset
+        if "{subset}" in path:
+            if not subset:
+                raise InputError(f"{path}: set --data.subset, which {{subset}} stands for")
+            path, subset = path.replace("{subset}", subset), ""
+        found = [part for piece in _pieces(path) for part in self._piece(piece, subset)]
+        name, count = Counter([part.name for part in found] or [""]).most_common(1)[0]
+        if count > 1:
+            raise InputError(f"{path}: it names {name} more than once")
+        if not table.max_rows:
+            return found
+        if table.max_rows < 0:
+            raise InputError(f"--data.max-rows {table.max_rows}: expected a number of rows, or 0")
+        return [self._first_rows(part) for part in found]
+
+    def _first_rows(self, part: Part) -> Part:
+        limit, size = self.table.max_rows, len(part.rows)
+        if size > limit:
+            self.said.append(f"{part.name}: the first {limit:,} of {size:,} rows are read")
+        return part._replace(rows=part.rows.select(range(min(limit, size))))
+
+    def _piece(self, piece: str, subset: str) -> list[Part]:
+        if is_remote(piece):
+            piece = self._of_hub(piece)
+        if is_remote(piece):
+            return [self._file(url) for url in remote_files(piece)]
+        if _is_hub_id(piece):
+            folder = hub_folder(piece)
+            if folder is None:
+                return self._hub(piece)
+            self.said.append(f"{piece}: read from the folder {folder}")
+            piece = str(folder)
+        place = local_file(piece)
+        if place.is_dir() and subset and (place / subset).is_dir():
+            piece, place, subset = f"{piece}/{subset}", place / subset, ""
+        if place.is_dir() and (saved := saved_parts(place)):
+            return [self._saved(piece, split, shards) for split, shards in saved.items()]
+        return [self._file(file) for file in _files(piece, subset)]
+
+    def _of_hub(self, url: str) -> str:
+        """A URL of a hub data set at the revision, or its file in a folder that stands for it."""
+        found = re.match(rf"{HUB_PREFIX}([^/]+/[^/@]+)(@[^/]+)?/(.+)", url)
+        if not found:
+            return url
+        name, revision, rest = found.groups()
+        if folder := hub_folder(name):
+            self.said.append(f"{url}: read from the folder {folder}")
+            return str(folder / rest)
+        if revision or self.table.revision == "main":
+            return url
+        return f"{HUB_PREFIX}{name}@{self.table.revision.replace('/', '%2F')}/{rest}"
+
+    def _file(self, name: str) -> Part:
+        if is_remote(name):
+            table_format(without_query(name))  # or an error, before anything is fetched
+        place = local_file(name)
+        try:
+            return Part(name, _stem(name), *self._rows(place))
+        except InputError as error:
+            if not is_remote(name):
+                raise
+            raise InputError(str(error).replace(str(place), name)) from None
+
+    def _rows(self, place: Path) -> tuple[Any, str]:
+        """The rows of a local file and the sha256 of what they are made of."""
+        import datasets
+
+        if self.key:
+            return cached(place, self.change, self.key)
+        if not is_mappable(place):
+            return cached(place)
+        try:
+            return datasets.Dataset.from_file(str(place)), content_digest(place)
+        except (ValueError, OSError) as error:  # those of Arrow are among them
+            raise InputError(f"{place}: {DAMAGED} {error})") from None
+
+    def _saved(self, folder: str, split: str, shards: list[Path]) -> Part:
+        """A split of a folder that `datasets` saved, its files used where they lie."""
+        name = f"{folder} [{split}]" if split else folder
+        rows, digests = zip(*map(self._rows, shards), strict=True)
+        digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        dataset = _joined([str(shard) for shard in shards], list(rows))
+        return Part(name, split or _stem(folder), dataset, digest, bool(split))
+
+    def _hub(self, path: str) -> list[Part]:
+        import datasets
+
+        table = self.table
+        for option in ("wild_type", "genome", "query"):
+            if getattr(table, option):
+                raise InputError(
+                    f"--data.{option.replace('_', '-')}: it needs rows of files; "
+                    f"{HERE.format(path, path)}"
+                )
+        options = {"name": table.subset or None, "revision": table.revision}
+        try:
+            if table.max_rows:
+                return self._streamed(path, options)
+            found = datasets.load_dataset(path, **options)
+        except InputError:
+            raise
+        except Exception as error:  # of datasets, the hub's client or what either builds on
+            raise InputError(_hub_problem(table, path, error)) from error
+        return [
+            Part(f"{path} [{name}]", name, rows, rows._fingerprint, True)
+            for name, rows in found.items()
+        ]
+
+    def _streamed(self, path: str, options: dict[str, Any]) -> list[Part]:
+        """The first rows of each split, kept by the commit that they are of."""
+        import datasets
+        from huggingface_hub import HfApi
+
+        commit = HfApi().dataset_info(path, revision=options["revision"]).sha
+        found = datasets.load_dataset(path, streaming=True, **options)
+        parts, limit = [], self.table.max_rows
+        for name, rows in found.items():
+            facts = repr((path, self.table.subset, commit, name, limit))
+            digest = hashlib.sha256(facts.encode()).hexdigest()
+            write = functools.partial(self._write_first, path=f"{path} [{name}]", rows=rows)
+            file = kept("tables", f"{digest}.arrow", write)
+            part = datasets.Dataset.from_file(str(file))
+            if len(part) == limit:
+                self.said.append(f"{path} [{name}]: the first {limit:,} rows are read")
+            parts.append(Part(f"{path} [{name}]", name, part, digest, True))
+        return parts
+
+    def _write_first(self, target: Path, path: str, rows: Any) -> None:
+        def batches() -> Iterator[Any]:
+            num_rows = 0
+            try:
+                first = rows.take(self.table.max_rows).with_format("arrow")
+                for block in first.iter(BLOCK_ROWS):
+                    num_rows += len(block)
+                    yield from block.combine_chunks().to_batches()
+            except Exception as error:  # as in `_hub`
+                raise InputError(_hub_problem(self.table, path, error)) from error
+            if not num_rows:
+                raise InputError(f"{path}: it has no rows")
+
+        write_batches(target, batches())
+
+
+def _hub_problem(table: Table, path: str, error: Exception) -> str:
+    """What to say of an error of the hub, and what to do about it."""
+    said = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
+    words = said.lower()
+    if "gated" in words or "authenticated" in words or "401" in words:
+        return (
+            f"{path}: a data set of the Hugging Face hub that needs a login ({said}). Accept its "
+            f"terms at https://huggingface.co/datasets/{path}, then run 'hf auth login'"
+        )
+    if "script" in words or "trust_remote_code" in words:
+        return (
+            f"{path}: the data set comes as a program, which is not run ({said}). Try the hub's "
+            "own conversion, --data.revision refs/convert/parquet"
+        )
+    if listed := re.search(r"(?:available configs|Available): \[(.*?)\]", said):
+        missing = f"no subset '{table.subset}'" if table.subset else "it has several subsets"
+        names = re.findall(r"'([^']*)'", listed[1])
+        return (
+            f"{path}: {missing}; subsets are {', '.join(names)}."
+            f"{nearest(table.subset, names)} Set --data.subset."
+        )
+    if "revision" in words:
+        return f"{path}: no revision '{table.revision}' ({said}). Set --data.revision"
+    near = _neighbour(local_file(path))
+    if isinstance(error, ConnectionError) or "offline" in words or "connect" in words:
+        return (
+            f"{path}: no such file, and not to be had as a data set of the Hugging Face hub, which "
+            f"cannot be reached ({said}).{near} If it is one, {HERE.format(path, path)}"
+        )
+    return (
+        f"{path}: no such file, and not to be had as a data set of the Hugging Face hub ({said})."
+        f"{near} Check the name and --data.revision; a private one needs 'hf auth login'; or "
+        f"{HERE.format(path, path)}"
+    )
 
 
 def _as_named(table: Table, name: str, part: Any) -> Any:
     """A FASTA's sequences and identifiers under the names that the options give such columns."""
-    if not (is_table(name) and table_format(name) in FASTA):
+    if not (is_table(without_query(name)) and table_format(without_query(name)) in FASTA):
         return part
     wanted = {"sequence": table.x_col, "id": table.id_col}
     there = {old: new for old, new in wanted.items() if new and new not in part.column_names}
     return part.rename_columns(there) if there else part
 
 
-def _files(path: str) -> list[str]:
-    """The files that a path names, sorted; none if it is the id of a hub data set."""
+def _pieces(path: str) -> list[str]:
+    """What is joined by commas; a file or a pattern whose own name has commas is one piece."""
+    if not path:
+        return []
+    if "," not in path or not is_remote(path) and _is_there(str(local_file(path))):
+        return [path]
+    return [piece for piece in map(str.strip, path.split(",")) if piece]
+
+
+def _is_there(place: str) -> bool:
+    return Path(place).exists() or bool(glob.glob(place, recursive=True))
+
+
+def _is_hub_id(path: str) -> bool:
+    is_like = path.count("/") <= 1 and path[0] not in "./~" and not is_table(path)
+    is_ours = path.startswith((BUNDLED_PREFIX, SHARED_PREFIX)) or glob.has_magic(path)
+    return is_like and not is_ours and not local_file(path).exists()
+
+
+def _files(path: str, subset: str) -> list[str]:
+    """The files that a local path names, sorted; in a folder, those of the subset."""
     place = local_file(path)
     if place.is_dir():
-        files = sorted(str(file) for file in place.iterdir() if file.is_file() and is_table(file))
-        if not files:
-            raise InputError(f"{path}: a folder without a single table ({', '.join(READERS)})")
-        return files
+        return _tables_of(path, place, subset)
     if place.exists():
         return [path]
     if glob.has_magic(path):
-        files = sorted(glob.glob(path, recursive=True))
+        files = sorted(glob.glob(str(place), recursive=True))
         if not files:
             raise InputError(f"{path}: no file has such a name")
         return files
-    is_id = path.count("/") <= 1 and path[0] not in "./~" and not is_table(path)
     if path.startswith(SHARED_PREFIX):
         raise InputError(
             f"{path}: no file {place}. It is not part of the repository: mgen show data NAME says "
             "where a named data set comes from; put it there, or set MGEN_SHARED"
         )
-    if not is_id or path.startswith(BUNDLED_PREFIX):
-        raise InputError(f"{path}: no such file.{_neighbour(place)}")
-    return []
+    raise InputError(f"{path}: no such file.{_neighbour(place)}")
+
+
+def _tables_of(path: str, place: Path, subset: str) -> list[str]:
+    inside = sorted(place.iterdir())
+    files = [file for file in inside if file.is_file() and is_table(file)]
+    folders = [file.name for file in inside if file.is_dir()]
+    if not files:
+        below = f" It has folders: {', '.join(folders)}." if folders else ""
+        raise InputError(f"{path}: a folder without a single table ({', '.join(READERS)}).{below}")
+    if subset:
+        named = [*folders, *dict.fromkeys(_stem(file) for file in files)]
+        files = [file for file in files if _stem(file) == subset]
+        if not files:
+            raise InputError(
+                f"{path}: no subset '{subset}'; there are {', '.join(named)}."
+                f"{nearest(subset, named)} Set --data.subset."
+            )
+    return [str(file) for file in files]
 
 
 def _neighbour(place: Path) -> str:
@@ -121,21 +385,6 @@ def _neighbour(place: Path) -> str:
     return nearest(place.name, [file.name for file in place.parent.iterdir()])
 
 
-def _stem(file: str) -> str:
-    return Path(file).name.split(".")[0]
-
-
-def _hub_parts(table: Table, path: str) -> list[Part]:
-    import datasets
-
-    options = {"name": table.subset or None, "revision": table.revision}
-    try:
-        found = datasets.load_dataset(path, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: no such file, and not to be had as a data set of the Hugging Face hub "
-            f"({type(error).__name__}: {error}).{_neighbour(local_file(path))} Check the name, "
-            "--data.subset, --data.revision and the connection, or download the data set and give "
-            "--data.path its folder."
-        ) from error
-    return [(f"{path} [{name}]", name, part, part._fingerprint) for name, part in found.items()]
+def _stem(file: str | Path) -> str:
+    name = without_query(str(file)).rstrip("/").rpartition("/")[2]
+    return SHARD.sub("", name.partition(".")[0])

@@ -3,13 +3,18 @@
 import os
 from pathlib import Path
 
+from mgen.io.remote import fetched, is_remote
+
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_PREFIX = "bundled:"  # so that a saved config does not hold where mgen is installed
 SHARED_PREFIX = "shared:"  # files below $MGEN_SHARED/data, likewise
+HUB_PREFIX = "hf://datasets/"
 
 
 def local_file(path: str) -> Path:
-    """Where a path is on this machine."""
+    """Where a path is on this machine; what a URL names is fetched, unless the cache has it."""
+    if is_remote(path):
+        return fetched(path)
     if path.startswith(BUNDLED_PREFIX):
         return BUNDLED / path.removeprefix(BUNDLED_PREFIX)
     if path.startswith(SHARED_PREFIX):
@@ -24,3 +29,9 @@ def shared_folder() -> Path:
     """
     beside = Path(__file__).parents[2].parent / "shared"
     return Path(os.environ.get("MGEN_SHARED") or beside).expanduser() / "data"
+
+
+def hub_folder(name: str) -> Path | None:
+    """The folder owner/name or owner__name of $MGEN_SHARED/data: a hub data set without network."""
+    folders = (shared_folder() / name, shared_folder() / name.replace("/", "__"))
+    return next((folder for folder in folders if "/" in name and folder.is_dir()), None)

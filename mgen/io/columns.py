@@ -37,8 +37,8 @@ def unified(path: Path, start: int, schema: pa.Schema, records: list[dict]) -> p
         except UNFIT as error:
             row = start + _first_unfit(schema, name, values)
             raise InputError(
-                f"{path}, row {row}, column '{name}': a value of another type than those before, "
-                f"or of none that fits ({error}). Write all as text or all as numbers."
+                f"{path}, row {row}, column '{name}': values of different types, or of none "
+                f"that fits ({error}). Write all as text or all as numbers."
             ) from None
     return schema
 

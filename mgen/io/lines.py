@@ -57,14 +57,13 @@ def not_utf8(path: Path, text: bytes) -> str:
 
 
 def reject_wide(path: Path, head: bytes) -> None:
-    """Raise InputError if a text file's first bytes are of UTF-16, or of no text at all."""
+    """Raise InputError if a text file's first bytes look like UTF-16."""
     encoding = BOMS.get(head[:2], "")
     if not encoding and b"\0" in head:
         # Latin letters in UTF-16 have a zero byte each: the second of two, or the first.
         first, second = head[::2].count(0), head[1::2].count(0)
-        if max(first, second) < len(head) // 4:
-            raise InputError(f"{path}: no text: it has zero bytes. Is the suffix right?")
-        encoding = "UTF-16LE" if second > first else "UTF-16BE"
+        if max(first, second) > len(head) // 4:
+            encoding = "UTF-16LE" if second > first else "UTF-16BE"
     if encoding:
         raise InputError(
             f"{path}: not UTF-8 text, but {encoding} by its look. {how_to_convert(path, encoding)}"
