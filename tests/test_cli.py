@@ -36,6 +36,42 @@ def test_list_of_one_kind_leaves_out_the_others(monkeypatch, capsys):
     assert "esm2_650m" not in out
 
 
+def test_more_words_filter_the_lines_of_a_kind(monkeypatch, capsys):
+    _, out, _ = mgen(monkeypatch, capsys, "list", "data", "Protein", "pearson")
+    assert "enzyme_catalytic_efficiency" in out
+    assert "tape_stability" not in out  # spearman
+    assert "dna_promoter_expression_yeast" not in out
+
+
+def test_a_filter_that_leaves_nothing_is_an_error(monkeypatch, capsys):
+    code, out, err = mgen(monkeypatch, capsys, "list", "data", "petunia")
+    assert (code, out) == (2, "")
+    assert "'petunia'" in err
+
+
+def test_a_name_of_two_kinds_is_shown_under_each(monkeypatch, capsys):
+    code, out, _ = mgen(monkeypatch, capsys, "show", "tape_stability")
+    data, _, experiment = out.partition("experiments: tape_stability")
+    assert code == 0
+    assert data.startswith("data: tape_stability")
+    assert "shared:tape_stability/stability.csv.gz" in data
+    assert "# expects: spearman 0.473" in experiment
+
+
+@pytest.mark.parametrize("kind", ["experiment", "experiments"])
+def test_a_kind_before_the_name_leaves_out_the_others(monkeypatch, capsys, kind):
+    _, out, _ = mgen(monkeypatch, capsys, "show", kind, "tape_stability")
+    assert out.startswith("recipes/configs/sequence_regression/tape_stability.yaml")
+
+
+def test_data_that_is_not_on_the_machine_is_called_absent(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("MGEN_SHARED", str(tmp_path))
+    _, out, _ = mgen(monkeypatch, capsys, "show", "data", "tape_stability")
+    assert "$MGEN_SHARED/data/tape_stability/stability.csv.gz, absent" in out
+    _, out, _ = mgen(monkeypatch, capsys, "show", "data", "promoters_tiny")
+    assert "absent" not in out
+
+
 def test_adapters_read_from_source_are_those_registered():
     assert [a.name for a in cli._scan_adapters()] == sorted(ADAPTERS.constructors)
 
@@ -55,6 +91,8 @@ def test_options_read_from_source_are_those_registered(found):
         ("mean_pool_mlp", "--adapter.hidden-sizes"),
         ("promoters_tiny", "promoters_tiny.tsv.gz"),
         ("sequence_regression", "python recipes/sequence_regression.py"),
+        ("gue_epi_hela_s3", "EPI_HeLa-S3"),
+        ("tape_fluorescence", "--data.first-position     0"),
     ],
 )
 def test_show_gives_the_facts_of_any_name(monkeypatch, capsys, name, fact):
@@ -70,6 +108,8 @@ def test_show_gives_the_facts_of_any_name(monkeypatch, capsys, name, fact):
         (["list", "adapter"], "'adapters'"),
         (["show", "esm2_605m"], "'esm2_650m'"),
         (["show", "mean_pol_mlp"], "'mean_pool_mlp'"),
+        (["show", "data", "flip_gb2"], "'flip_gb1'"),
+        (["show", "dta", "flip_gb1"], "'data'"),
         (["run", "sequence_regresion"], "'sequence_regression'"),
     ],
 )

@@ -373,7 +373,8 @@ BENCHMARKS = (
             "Kircher et al. 2019, doi:10.1038/s41467-019-11526-w",
             "github.com/kircherlab/MPRA_SaturationMutagenesis, data/elements.tsv.gz at c5cadb4",
         ),
-        flags="--genome elements.fasta --chrom-col element --start-col offset --alt-col alt",
+        flags="--genome elements.fasta --chrom-col element --start-col offset --alt-col alt "
+        "--indels skip",
         note="the sequences are in another file: " + AS_FASTA.format("elements.csv.gz", "elements"),
         x_col="",
         y_cols=("effect",),
