@@ -86,7 +86,7 @@ class Run:
         pieces = []
         with torch.inference_mode():
             for batch in loader(table, batches, model.collator()):
-                columns = model.predictions(model.outputs(batch), batch)
+                columns = model.predictions(model.averaged(batch), batch)
                 pieces.append({"row": batch["row"], **columns})
         if not pieces:
             return {}

@@ -72,8 +72,8 @@ class Ensemble(nn.Module):
     def forward(self, batch: dict) -> list[Tensor]:
         return [member(batch) for member in self.members]
 
-    def outputs(self, batch: dict) -> list[Tensor]:
-        return [member.outputs(batch) for member in self.members]
+    def averaged(self, batch: dict) -> list[Tensor]:
+        return [member.averaged(batch) for member in self.members]
 
     def loss(self, outputs: list[Tensor], batch: dict):
         return self.first.loss(self.tempered(self.joined(outputs)), batch)

@@ -82,7 +82,7 @@ def infer(
             check()
             batch = to_device(batch, device)
             with accelerator.autocast():
-                outputs = task.outputs(batch)
+                outputs = task.averaged(batch)
                 if metrics:
                     part, count = summed(task.loss(outputs, batch))
                     total, weight = total + part.item(), weight + count.item()

@@ -76,7 +76,7 @@ class Task(nn.Module):
                 backbone.eval()
         return self
 
-    def outputs(self, batch: dict[str, Tensor]) -> Tensor:
+    def averaged(self, batch: dict[str, Tensor]) -> Tensor:
         """What `forward` gives outside training; the mean of both strands if the batch has both."""
         turned = {k.removeprefix(TURNED): v for k, v in batch.items() if k.startswith(TURNED)}
         return (self(batch) + self(turned)) / 2 if turned else self(batch)

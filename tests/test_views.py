@@ -74,7 +74,7 @@ def test_outputs_are_the_mean_of_both_strands(tmp_path):
     averaged.eval(), plain.eval()
     turned = [{**ROWS[0], "sequence": "GTAACCGGTT"}, {**ROWS[1], "sequence": "ATC"}]
     with torch.no_grad():
-        found = averaged.outputs(averaged.collator()(ROWS))
+        found = averaged.averaged(averaged.collator()(ROWS))
         each = [plain(plain.collator()(rows)) for rows in (ROWS, turned)]
     torch.testing.assert_close(found, (each[0] + each[1]) / 2)
     batch = averaged.collator(training=True)(ROWS)
