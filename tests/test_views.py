@@ -191,3 +191,33 @@ def test_workers_are_as_asked_for_or_as_the_cores_allow(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Train().num_workers == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_within_an_epoch_goes_on_with_the_same_views_and_draws(workers, tmp_path):
+    data = {"balance_col": "part", "strands": "both", "crop": 9, "split_col": ""}
+    cfg = dna(tmp_path, **data, valid_fraction=0.0, test_fraction=0.0)
+
+    def begun(folder, workers):
+        train = dataclasses.replace(cfg.train, workers=workers, save_every=4)
+        loop = tiny.fit(dataclasses.replace(cfg, train=train), tmp_path / folder)
+        task, rows = loop.task, loop.rows
+        task.check_use(rows, ("train",))
+        return loop
+
+    whole = begun("whole", 0)
+    whole.run()
+    stopped = begun("stopped", workers)
+
+    def kill(_):  # within the second epoch of 10 steps; the last checkpoint is of step 12
+        if stopped.state.step == 14:
+            raise KeyboardInterrupt
+
+    stopped.check = kill
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    resumed = begun("stopped", workers)
+    resumed.restore()
+    assert (resumed.state.step, resumed.state.index) == (12, 2)
+    resumed.run()
+    assert tiny.equal(tiny.weights(whole.task), tiny.weights(resumed.task))
