@@ -23,7 +23,7 @@ import numpy as np
 from tests.benchmarks.loading import loading
 from tests.benchmarks.moe import moe
 from tests.benchmarks.mutants import dependency_map, scan
-from tests.benchmarks.tables import large_table
+from tests.benchmarks.tables import large_table, words
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "sequence_regression.py")
@@ -43,6 +43,7 @@ def main() -> None:
             "embedding": embedding(table),
             "memory": memory(Path(folder)),
             "table": large_table(),
+            "words": words(Path(folder) / "words"),
             "loading": loading(Path(folder) / "checkpoint"),
             "moe": moe(),
             "dependency_map": dependency_map(),

@@ -4,12 +4,14 @@
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -93,6 +95,42 @@ def epoch(file: str) -> dict[str, float]:
     }
 
 
+def words(folder: Path, rows: int = 30_000) -> dict[str, float]:
+    """Rows per second whose tokens are words of letters: tokenised, and looked up where kept."""
+    import tokenizers
+    from tokenizers import models, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from mgen.backbones.huggingface_tokenizer import HuggingFaceTokenizer
+    from mgen.data import Table
+    from mgen.data.token_store import token_store
+
+    folder.mkdir()
+    file, made = folder / "rows.parquet", tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))
+    write_parquet(file, rows)
+    table = Table(path=str(file)).open(split=False)
+    some = [row["sequence"] for row in table.take(range(2000))]
+    special = ["[UNK]", "[PAD]"]
+    trainer = trainers.BpeTrainer(vocab_size=512, special_tokens=special, show_progress=False)
+    made.train_from_iterator(some, trainer)
+    named = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **named).save_pretrained(folder)
+    tokenizer = HuggingFaceTokenizer(str(folder), modality="dna")
+    texts = [row["sequence"] for row in table.take(range(rows))]
+
+    def rate() -> float:
+        begin = time.perf_counter()
+        for start in range(0, rows, 32):
+            tokenizer.encode(texts[start : start + 32])
+        return rows / (time.perf_counter() - begin)
+
+    live = median(rate() for _ in range(3))
+    tokenizer.stored = token_store(table, tokenizer)
+    assert tokenizer.stored
+    kept = median(rate() for _ in range(3))
+    return {"live_rows_per_s": round(live), "kept_over_live": round(kept / live, 2)}
+
+
 def _as_they_are(rows: list[dict]) -> dict:
     return {"rows": rows}
 
@@ -118,11 +156,15 @@ class Memory:
         return {"peak_mb_over_imports": own, "peak_with_mapped_pages_mb": resident}
 
 
+def _words_alone() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MGEN_CACHE"] = f"{folder}/cache"
+        return words(Path(folder) / "words")
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
-        print(json.dumps(large_table(), indent=2))
+        print(json.dumps({"table": large_table(), "words": _words_alone()}, indent=2))
     else:
-        import os
-
         os.environ["MGEN_CACHE"] = sys.argv[2]
         print(json.dumps(epoch(sys.argv[1])))
