@@ -180,8 +180,9 @@ def test_absent_files_say_what_to_do(tmp_path, monkeypatch):
 def test_an_absent_wild_type_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("MGEN_SHARED", str(tmp_path))
     given = table("dms_substitutions", path="bundled:dms_tiny.tsv.gz", y_cols=("label",))
-    with pytest.raises(InputError, match=r"wildtypes\.fasta"):
+    with pytest.raises(InputError, match="mgen show data") as raised:
         given.open()
+    assert str(tmp_path / "data" / "dms_substitutions" / "wildtypes.fasta") in str(raised.value)
 
 
 # --------------------------------------------------------------------------- splits of loaders

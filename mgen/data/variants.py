@@ -182,8 +182,14 @@ def read_wild_type(given: str) -> str:
         if not letters.isalpha():
             raise InputError(f"--data.wild-type {given}: neither a FASTA file nor a sequence")
         return letters
+    path = local_file(file)
+    if not path.is_file():
+        raise InputError(
+            f"--data.wild-type {given}: no such file, {path}. Set it to a FASTA file or to the "
+            "sequence; mgen show data NAME says where that of a named data set comes from"
+        )
     records = {}
-    for batch in read(local_file(file)):
+    for batch in read(path):
         for row in batch.to_pylist():
             records[str(row.get("id", len(records)))] = row.get("sequence")
     if record and record not in records:
