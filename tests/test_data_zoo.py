@@ -159,6 +159,15 @@ def test_a_set_opens_by_name_with_the_sizes_its_readme_states(shared, monkeypatc
         assert tuple(sizes.values()) == stated
 
 
+@pytest.mark.parametrize("name", STATED)
+def test_the_listing_states_the_sizes_of_the_readme(name):
+    stated, listed = STATED[name], ZOO[name].rows
+    if isinstance(stated, int):
+        assert re.match(r"[\d,]+\d", listed)[0] == f"{stated:,}"
+    else:
+        assert listed == " / ".join(f"{count or 0:,}" for count in stated)
+
+
 def test_mutations_of_tape_fluorescence_count_from_0(shared, monkeypatch):
     monkeypatch.setenv("MGEN_SHARED", str(shared))
     rows = table("tape_fluorescence").open()

@@ -89,11 +89,11 @@ def _dms(name: str, assay: str, rows: str, paper: str, licence: str, source: str
     )
 
 
-def _archive(name: str, what: str, **options: Any) -> Entry:
+def _archive(name: str, what: str, rows: str, **options: Any) -> Entry:
     return _files(
         name,
         "rna_secondary_structure_archiveii/archiveii.csv.gz",
-        (f"base pairs of structured RNAs, {what}", PAIRS, "f1", "3,301"),
+        (f"base pairs of structured RNAs, {what}", PAIRS, "f1", rows),
         (
             GPL,
             "Sloma & Mathews 2016, doi:10.1261/rna.053694.115",
@@ -107,10 +107,16 @@ def _archive(name: str, what: str, **options: Any) -> Entry:
 
 
 def _leave_out(family: str) -> Entry:
-    others = "+".join(other for other in FAMILIES if other != family)
-    name = f"rna_secondary_structure_archiveii_{family.lower()}"
-    splits = {"train_split": others, "valid_split": "", "test_split": family}
-    return _archive(name, f"tested on {family}", split_col="family", **splits)
+    others = [other for other in FAMILIES if other != family]
+    return _archive(
+        f"rna_secondary_structure_archiveii_{family.lower()}",
+        f"tested on {family}",
+        f"{sum(FAMILIES[other] for other in others):,} / 0 / {FAMILIES[family]:,}",
+        split_col="family",
+        train_split="+".join(others),
+        valid_split="",
+        test_split=family,
+    )
 
 
 PROTEIN_BERT = "github.com/nadavbra/protein_bert, protein_benchmarks/{}.*.csv at 83198c9"
@@ -132,7 +138,7 @@ BLAT = (
     ESM,
 )
 TWO_VS_REST = ("two_vs_rest", "381 / 43 / 8,309", "trained on at most doubles")
-FAMILIES = ("16s", "23s", "5s", "srp", "tRNA", "tmRNA")
+FAMILIES = {"16s": 66, "23s": 15, "5s": 1283, "srp": 918, "tRNA": 557, "tmRNA": 462}  # rows
 NO_SPLITS = {"split_col": "", "y_cols": ()}
 
 BENCHMARKS = (
@@ -411,6 +417,7 @@ BENCHMARKS = (
     _archive(
         "rna_secondary_structure_archiveii",
         "random splits; equal sequences stay together",
+        f"{sum(FAMILIES.values()):,}",
         split_col="",
     ),
     *(_leave_out(family) for family in FAMILIES),

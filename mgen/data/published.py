@@ -108,7 +108,7 @@ def _nt(task: str, what: str) -> Entry:
     hub = "InstaDeepAI/nucleotide_transformer_downstream_tasks"
     table = Table(name=f"nt_{task.lower()}", path=hub, subset=task, **CARVED)
     group = "Nucleotide Transformer benchmark"
-    return Entry(table, group, "dna", what, CLASSES, "mcc", "", UNKNOWN, NT_PAPER)
+    return Entry(table, group, "dna", what, CLASSES, "mcc", "", UNKNOWN, NT_PAPER, note=HAS_SCRIPT)
 
 
 def _gue(task: str, what: str) -> Entry:
@@ -225,6 +225,10 @@ def _struct_tokens(target: str, rows: str) -> Entry:
 NEEDS_ALIGNMENTS = (
     "its Parquet files are as large as those without alignments: see its page for how the columns "
     "msa and str_emb are added"
+)
+HAS_SCRIPT = (
+    "FASTA files that a script of the repository reads, which `datasets` runs up to version 3: with "
+    "a later one save them as tables, columns sequence and label, and give --data.path their folder"
 )
 VALID_IS_TEST = (
     "the published run validates on the test fold: --data.valid-fold-offset 0; that its files are "
