@@ -227,8 +227,8 @@ NEEDS_ALIGNMENTS = (
     "msa and str_emb are added"
 )
 HAS_SCRIPT = (
-    "FASTA files that a script of the repository reads, which `datasets` runs up to version 3: with "
-    "a later one save them as tables, columns sequence and label, and give --data.path their folder"
+    "FASTA files that a script of the repository reads, which `datasets` runs up to version 3; "
+    "with a later one save them as tables, columns sequence and label, and set --data.path"
 )
 VALID_IS_TEST = (
     "the published run validates on the test fold: --data.valid-fold-offset 0; that its files are "
