@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mgen.config import InputError, nearest
 from mgen.data import splits as cut
+from mgen.data.identity import clusters
 from mgen.data.table import Rows, Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SPLITS = ("train", "valid", "test")
 NO_ROWS = np.array([], dtype=np.int64)
+MOST_STRATA = 20  # more different numbers than that are stratified by quantiles
+QUANTILES = 10
 Groups = dict[str, np.ndarray]  # stem, hub split or value of the split column -> row numbers
 
 
@@ -37,16 +43,31 @@ def assign(rows: Rows, groups: dict[str, Groups], are_names: bool) -> None:
                 f"--data.{name}-split '' or drop --data.{name}-path."
             )
         splits[name] = np.concatenate([splits[name], *more])
+    _refuse_overlap(rows, splits)
     named = {name: len(found) for name, found in splits.items()}
+    drawn = bool(table.folds) and not table.fold_col
+    for name, fraction in (("test", table.test_fraction), ("valid", table.valid_fraction)):
+        drawn |= not (table.folds or named[name]) and fraction > 0
+    condition, how = _condition(rows, splits["train"], drawn)
+    said += how
     if table.folds:
-        splits, how = _fold(rows, splits)
+        splits, how = _fold(rows, splits, condition)
         said.append(how)
     else:
-        splits = cut.fractions(splits, table.test_fraction, table.valid_fraction, table.split_seed)
-        said += _fraction_sentences(table, named, splits)
+        splits = cut.fractions(
+            splits, table.test_fraction, table.valid_fraction, table.split_seed, condition
+        )
+        said += _fraction_sentences(table, named, splits, condition)
         if table.keep_classes:
             splits = cut.keep_classes(splits, rows.values(table.y_cols[0]), table.keep_classes)
             said.append(f"only classes {', '.join(table.keep_classes)}")
+            if emptied := [name for name in SPLITS if named[name] and not len(splits[name])]:
+                raise InputError(
+                    f"--data.keep-classes {' '.join(table.keep_classes)}: leaves no {emptied[0]} "
+                    "row"
+                )
+    if condition:
+        said += _realised(rows, splits, condition)
     rows.splits = {name: splits[name].astype(np.int64) for name in SPLITS}
     counts = ", ".join(f"{len(rows.splits[name]):,} {name}" for name in SPLITS)
     is_used = np.zeros(len(rows), dtype=bool)
@@ -62,6 +83,155 @@ def _check_options(table: Table) -> None:
         raise InputError(f"--data.split-seed {table.split_seed}: expected 0 to 2^32 - 1")
     if not table.folds and (table.fold or table.fold_col):
         raise InputError("--data.fold and --data.fold-col need --data.folds, the number of folds")
+
+
+def _refuse_overlap(rows: Rows, splits: cut.Splits) -> None:
+    """Raise InputError for a row, or a file, that is in two named splits or twice in one."""
+    used, files = np.full(len(rows), -1), {}
+    for number, (name, found) in enumerate(splits.items()):
+        both = found[used[found] >= 0]
+        again = both if len(both) else _repeated(found)
+        if len(again):
+            row = int(again[0])
+            where = f"both {SPLITS[used[row]]} and" if len(both) else "twice"
+            raise InputError(
+                f"{rows.where(row)}: is {where} {name}, as are {len(again) - 1:,} more rows. Each "
+                f"row belongs to one split: set --data.{name}-split"
+            )
+        used[found] = number
+        for source in np.unique(np.searchsorted(rows.starts, found, side="right") - 1):
+            other = files.setdefault(rows.names[source], (source, name))
+            if other[0] != source:
+                raise InputError(
+                    f"{rows.names[source]}: its rows are both {other[1]} and {name}. Name each "
+                    "file for one split"
+                )
+
+
+def _repeated(numbers: np.ndarray) -> np.ndarray:
+    ordered = np.sort(numbers)
+    return ordered[1:][ordered[1:] == ordered[:-1]]
+
+
+def _condition(rows: Rows, base: np.ndarray, drawn: bool) -> tuple[cut.Condition | None, list[str]]:
+    """What random splits and folds of `base` must keep, and in words; None for plain draws."""
+    table = rows.table
+    given = {"stratify-col": table.stratify_col, "group-col": table.group_col}
+    given |= {"identity": table.identity}
+    flags = ", ".join(f"--data.{flag}" for flag, value in given.items() if value)
+    if not flags:
+        return None, []
+    if table.fold_col:
+        raise InputError(
+            f"{flags}: column '{table.fold_col}' says which rows are in which fold; drop it or them"
+        )
+    if not (drawn and len(base)):
+        return None, [f"no rows are drawn: {flags} changes nothing"]
+    units, strata = np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64)
+    said = []
+    if table.identity:
+        units, method = clusters(rows, base, table.identity)
+        found = _sizes(units[base], "cluster")
+        said.append(f"sequences {table.identity:g} alike stay together ({method}): {found}")
+    if table.group_col:
+        values, names = coded(rows, table.group_col, "group-col")
+        groups = values[base]
+        _require_values(rows, table.group_col, base, groups, names)
+        said.append(f"column '{table.group_col}' stays together: {_sizes(groups, 'group')}")
+        if table.identity:
+            groups = cut.connected(groups, units[base])
+            said.append(f"joined where they share rows: {_sizes(groups, 'group')}")
+        units = units.copy()
+        units[base] = groups
+    if table.stratify_col:
+        strata, words = _strata(rows, base)
+        said.append(words)
+    return cut.Condition(units, strata), said
+
+
+def _sizes(units: np.ndarray, word: str) -> str:
+    counts = np.unique(units, return_counts=True)[1]
+    plural = "s" if len(counts) > 1 else ""
+    return f"{len(counts):,} {word}{plural}, the largest of {counts.max():,} rows"
+
+
+def _strata(rows: Rows, base: np.ndarray) -> tuple[np.ndarray, str]:
+    """The stratum of every row of the table (N,), and in words."""
+    column = rows.table.stratify_col
+    values, names = coded(rows, column, "stratify-col")
+    _require_values(rows, column, base, values[base], names)
+    numbers = as_numbers(names) if len(names) > MOST_STRATA else None
+    if numbers is not None:
+        inner = np.quantile(numbers[values[base]], np.arange(1, QUANTILES) / QUANTILES)
+        values = np.searchsorted(np.unique(inner), numbers, side="right")[values]
+        found = len(np.unique(values[base]))
+        return values, f"numbers of column '{column}' shared alike in {found} quantiles"
+    found = np.unique(values[base], return_counts=True)[1]
+    words = f"values of column '{column}' shared alike: {len(found):,} of them"
+    if rare := int((found < (rows.table.folds or 2)).sum()):
+        words += f", {rare:,} with fewer rows than parts"
+    return values, words
+
+
+def _require_values(
+    rows: Rows, column: str, base: np.ndarray, codes: np.ndarray, names: list[str]
+) -> None:
+    missing = np.array([not name for name in names], dtype=bool)[codes]
+    if missing.any():
+        row = int(base[np.flatnonzero(missing)[0]])
+        raise InputError(
+            f"{rows.where(row)}, column '{column}': no value ({missing.sum():,} of {len(base):,} "
+            "rows). Fill it in or drop the row"
+        )
+
+
+def _realised(rows: Rows, splits: cut.Splits, condition: cut.Condition) -> list[str]:
+    """How near the parts came to what was wanted of values shared alike."""
+    if not rows.table.stratify_col:
+        return []
+    used = [condition.strata[found] for found in splits.values() if len(found)]
+    count = max(int(values.max()) for values in used) + 1
+    shares = [np.bincount(values, minlength=count) / len(values) for values in used]
+    whole = np.bincount(np.concatenate(used), minlength=count) / sum(map(len, used))
+    apart = max(float(np.abs(share - whole).max()) for share in shares)
+    return [f"shares of values differ by at most {apart:.2g} from those of all"]
+
+
+def coded(rows: Rows, column: str, flag: str = "") -> tuple[np.ndarray, list[str]]:
+    """The value of every row (N,) int64 as its place among the different ones, as text.
+
+    "" is no value; 2 and 2.0 are one. Raises InputError for a column of lists.
+    """
+    import pyarrow as pa
+
+    rows.require(column, flag)
+    values: pa.ChunkedArray = rows.dataset.data.column(column)
+    if pa.types.is_nested(values.type):
+        raise InputError(
+            f"{rows.names[0]}, column '{column}': expected one value per row, found values of type "
+            f"{values.type}"
+        )
+    values = values.dictionary_encode("encode").unify_dictionaries()
+    places: dict[str, int] = {}
+    cells = values.chunk(0).dictionary.to_pylist() if len(rows) else []
+    known = np.array([places.setdefault(_text(cell), len(places)) for cell in cells], np.int64)
+    codes = [chunk.indices.to_numpy() for chunk in values.chunks]
+    return known[np.concatenate([NO_ROWS, *codes])], list(places)
+
+
+def _text(cell: Any) -> str:
+    if cell is None or cell != cell:  # NaN differs from itself
+        return ""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+
+
+def as_numbers(names: list[str]) -> np.ndarray | None:
+    """Texts as finite numbers, "" as NaN; None if one is none."""
+    try:
+        numbers = np.array([float(name or "nan") for name in names])
+    except ValueError:
+        return None
+    return None if np.isinf(numbers).any() else numbers
 
 
 def _by_value(values: list[Any], base: np.ndarray) -> Groups:
@@ -88,6 +258,8 @@ def _named(
                 f"{', '.join(map(repr, groups))}.{nearest(missing[0], groups)} Set "
                 f"--data.{name}-split (or '' for none)."
             )
+        if empty := [part for part in parts if part in groups and not len(groups[part])]:
+            raise InputError(f"{table.path}: '{empty[0]}', named for {name}, has no rows")
         splits[name] = np.concatenate([NO_ROWS, *(groups[p] for p in parts if p in groups)])
     named = [f"{name} is '{'+'.join(wanted[name])}'" for name in SPLITS if len(splits[name])]
     return splits, [", ".join(named)]
@@ -101,26 +273,38 @@ def _names(text: str, groups: Groups) -> list[str]:
     return [*dict.fromkeys(name for names in named for name in names)]
 
 
-def _fraction_sentences(table: Table, named: dict[str, int], splits: cut.Splits) -> list[str]:
+def _fraction_sentences(
+    table: Table, named: dict[str, int], splits: cut.Splits, condition: cut.Condition | None
+) -> list[str]:
     left, sentences = named["train"], []
     for name, fraction in (("test", table.test_fraction), ("valid", table.valid_fraction)):
         if not named[name] and len(splits[name]):
+            found = len(splits[name]) / left
             sentences.append(
                 f"{name}: {fraction:.4g} of {left:,} rows at random, seed {table.split_seed}"
+                + (f", {found:.4g} came out" if condition else "")
             )
             left -= len(splits[name])
     return sentences
 
 
-def _fold(rows: Rows, splits: cut.Splits) -> tuple[cut.Splits, str]:
+def _fold(
+    rows: Rows, splits: cut.Splits, condition: cut.Condition | None
+) -> tuple[cut.Splits, str]:
     table, train = rows.table, splits["train"]
     if table.keep_classes:
         labels = rows.values(table.y_cols[0])
         train = cut.keep_classes({"train": train}, labels, table.keep_classes)["train"]
     if table.fold_col:
         values = rows.values(table.fold_col, "fold-col")
-        folds = cut.named_folds([values[i] for i in train], table.folds)
+        folds = cut.named_folds(
+            [values[i] for i in train], table.folds, lambda at: rows.where(int(train[at]))
+        )
         origin = f"of column '{table.fold_col}'"
+    elif condition:
+        folds = cut.conditional_folds(condition, train, table.folds, table.split_seed)
+        sizes = sorted(map(len, folds))
+        origin = f"of {sizes[0]:,} to {sizes[-1]:,} rows, seed {table.split_seed}"
     else:
         folds = cut.random_folds(len(train), table.folds, table.split_seed)
         origin = f"at random, seed {table.split_seed}"

@@ -1,11 +1,13 @@
 """Which rows train, validate and test: pure functions of row numbers.
 
-The generators are those of published results, so that their splits can be made again: fractions as
-`datasets.Dataset.train_test_split`, folds as numpy's legacy generator shuffles.
+The generators of plain draws are those of published results, so that their splits can be made
+again: fractions as `datasets.Dataset.train_test_split`, folds as numpy's legacy generator shuffles.
+Draws under a condition (rows that stay together, values that are shared alike) are ours.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,13 +36,116 @@ def by_fraction(rows: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarra
     return shuffled[drawn:], shuffled[:drawn]
 
 
-def fractions(splits: Splits, test: float, valid: float, seed: int) -> Splits:
+@dataclass(frozen=True)
+class Condition:
+    """What a draw must keep, for every row of a table: (N,) int64 each, by row number.
+
+    Attributes:
+        units: rows of one number stay together.
+        strata: each part has its share of the rows of every number.
+    """
+
+    units: np.ndarray
+    strata: np.ndarray
+
+    def parts(self, rows: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
+        """`rows` in parts of these shares, each in the order of `rows`. No part is empty.
+
+        Raises InputError if there are fewer units than parts.
+        """
+        found = allocate(self.units[rows], self.strata[rows], shares, seed)
+        parts = [rows[found == i] for i in range(len(shares))]
+        if not all(map(len, parts)):
+            count = len(np.unique(self.units[rows]))
+            raise InputError(
+                f"{len(rows):,} rows in {count:,} groups that stay together cannot be cut into "
+                f"{len(shares)} parts with shares {', '.join(f'{s:.3g}' for s in shares)}: a part "
+                "would be empty. Set other shares or folds, smaller groups or a higher "
+                "--data.identity."
+            )
+        return parts
+
+
+def allocate(
+    units: np.ndarray, strata: np.ndarray, shares: Sequence[float], seed: int
+) -> np.ndarray:
+    """The part of each row (n,), 0 to len(shares) - 1, so that no unit is in two parts.
+
+    Units of several rows come first, the largest at the head and equal ones in random order; each
+    goes where the row counts by stratum, its own half included, are the smallest share of what is
+    wanted: Sainte-Lague's apportionment. Single rows then fill what each part lacks of each
+    stratum, to a row, at random.
+    """
+    generator = np.random.default_rng(seed)
+    shares = np.asarray(shares) / np.sum(shares)
+    units = np.unique(units, return_inverse=True)[1]
+    strata = np.unique(strata, return_inverse=True)[1]
+    wanted = shares[:, None] * np.bincount(strata)  # (parts, strata)
+    counts = np.zeros_like(wanted)
+    sizes = np.bincount(units)
+    found = np.empty(len(units), dtype=np.int64)
+
+    order = np.argsort(units, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    several = generator.permutation(np.flatnonzero(sizes > 1))
+    for unit in several[np.argsort(-sizes[several], kind="stable")]:
+        rows = order[starts[unit] : starts[unit] + sizes[unit]]
+        present, own = np.unique(strata[rows], return_counts=True)
+        filled = (counts[:, present] + own / 2) / wanted[:, present]
+        part = int(np.argmin(filled @ own))
+        found[rows] = part
+        counts[part, present] += own
+
+    rows = generator.permutation(np.flatnonzero(sizes[units] == 1))
+    rows = rows[np.argsort(strata[rows], kind="stable")]
+    left = np.bincount(strata[rows], minlength=wanted.shape[1])
+    lacking = (wanted - counts).clip(min=0)
+    quota = lacking * (left / lacking.sum(0).clip(min=1e-9))
+    due, at = np.zeros(len(shares)), 0
+    for stratum in np.flatnonzero(left):
+        due += quota[:, stratum]  # what rounding took from a part is given back by the next stratum
+        whole = np.floor(due.clip(min=0) + 1e-9).astype(np.int64)
+        over = whole.sum() - left[stratum]
+        while over > 0:  # a debt of another part
+            most = int(np.argmax(np.where(whole > 0, whole - due, -np.inf)))
+            whole[most] -= 1
+            over -= 1
+        whole[np.argsort(whole - due, kind="stable")[: left[stratum] - whole.sum()]] += 1
+        due -= whole
+        found[rows[at : at + left[stratum]]] = np.repeat(np.arange(len(shares)), whole)
+        at += left[stratum]
+    return found
+
+
+def fractions(
+    splits: Splits, test: float, valid: float, seed: int, condition: Condition | None = None
+) -> Splits:
     """Fill in the splits that are empty: test out of train, then valid out of what is left."""
     splits = dict(splits)
     for name, fraction in (("test", test), ("valid", valid)):
         if not len(splits[name]):
-            splits["train"], splits[name] = by_fraction(splits["train"], fraction, seed)
+            train = splits["train"]
+            if condition and 0 < fraction < 1 and len(train):
+                splits["train"], splits[name] = condition.parts(
+                    train, (1 - fraction, fraction), seed
+                )
+            else:
+                splits["train"], splits[name] = by_fraction(train, fraction, seed)
     return splits
+
+
+def connected(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Numbers (n,) equal for rows that are joined by a chain of equal numbers in either array."""
+    units = np.arange(len(first))
+    while True:
+        before = units
+        for ids in (first, second):
+            least = np.full(ids.max(initial=0) + 1, len(units))
+            np.minimum.at(least, ids, units)
+            units = least[ids]
+        units = units[units]  # a unit's least row may have found a lesser one
+        if (units == before).all():
+            return units
 
 
 def keep_classes(splits: Splits, labels: Sequence[str], kept: Sequence[str]) -> Splits:
@@ -60,17 +165,41 @@ def random_folds(num_rows: int, num_folds: int, seed: int) -> list[np.ndarray]:
     return [*folds, order[(num_folds - 1) * size :]]
 
 
-def named_folds(values: Sequence[str | int | float], num_folds: int) -> list[np.ndarray]:
-    """Positions by fold number. Raises InputError unless the values are exactly 0..k-1."""
-    expected = {str(i) for i in range(num_folds)}
+def conditional_folds(
+    condition: Condition, rows: np.ndarray, num_folds: int, seed: int
+) -> list[np.ndarray]:
+    """Positions in `rows` in `num_folds` folds of about one size, in ascending order."""
+    if not 2 <= num_folds <= len(rows):
+        raise InputError(f"{len(rows)} rows cannot be cut into {num_folds} folds")
+    parts = condition.parts(rows, [1 / num_folds] * num_folds, seed)
+    return [np.flatnonzero(np.isin(rows, part)) for part in parts]
+
+
+def named_folds(
+    values: Sequence[str | int | float],
+    num_folds: int,
+    where: Callable[[int], str] = "position {}".format,
+) -> list[np.ndarray]:
+    """Positions by fold number. Raises InputError unless the values are exactly 0..k-1.
+
+    `where` says of a position, for people, which row it is.
+    """
+    if num_folds < 2:
+        raise InputError(f"--data.folds {num_folds}: expected 2 or more")
+    expected = [str(i) for i in range(num_folds)]
     texts = np.array([_fold_name(value) for value in values])
     found = set(texts.tolist())
-    if found != expected:
+    if found != set(expected):
+        gaps = [name for name in expected if name not in found]
+        odd = np.flatnonzero(~np.isin(texts, expected))
+        said = f"no row is in fold {', '.join(gaps[:10])}; " if gaps else ""
+        if len(odd):
+            said += f"{len(odd):,} rows are in no fold, the first is {where(int(odd[0]))}; "
         raise InputError(
-            f"the fold column holds {_listed(found)}, expected exactly 0 to {num_folds - 1}. Set "
-            "--data.folds to their number."
+            f"the fold column holds {_listed(found)}, expected exactly 0 to {num_folds - 1}: {said}"
+            "set --data.folds to their number, or number them from 0."
         )
-    return [np.flatnonzero(texts == str(i)) for i in range(num_folds)]
+    return [np.flatnonzero(texts == name) for name in expected]
 
 
 def by_fold(

@@ -1,0 +1,415 @@
+"""How alike sequences are: clusters of them, and the nearest of one set in another.
+
+Clusters come from MMseqs2 (Steinegger & Soeding 2017) where the program `mmseqs` is installed, else
+from the k-mers of the sequences: greedily by decreasing length as CD-HIT does (Li & Godzik 2006),
+with the identity of two sequences estimated as (k-mers both have / those of the one that has fewer)
+^ (1 / k), as in Mash (Ondov et al. 2016). Two sequences count as alike only if the shorter has at
+least 0.8 of the other's letters. DNA and RNA are compared on both strands, U is read as T.
+
+n sequences, R of them representatives of a cluster.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mgen.config import InputError
+from mgen.data.table import Rows
+from mgen.io.files import kept
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSION = 1  # of the method below: clusters kept by another version are made anew
+COVERAGE = 0.8  # least length of the shorter of two alike sequences, as a share of the longer
+BATCH = 2000  # sequences compared at once
+CELLS = 1 << 23  # of a matrix of counts held at once
+MOST_LETTERS = 200_000_000  # clustered here: some 5 GB of memory
+NUCLEOTIDES, RESIDUES = "ACGT", "ACDEFGHIKLMNPQRSTVWY"
+LONGEST_WORD = {NUCLEOTIDES: 11, RESIDUES: 5}  # their tables of all k-mers have 4 and 3 million
+ENOUGH = 10  # k-mers that two sequences just alike enough should share
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Sequences end to end as bytes: upper case, without white space. `ends` (n + 1,) offsets."""
+
+    data: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.ends)
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """How often each byte occurs, (256,)."""
+        return np.bincount(self.data, minlength=256)
+
+    @property
+    def are_nucleotides(self) -> bool:
+        """Nine letters in ten are A, C, G, T, U or N."""
+        return self.counts[list(b"ACGTUN")].sum() >= 0.9 * max(len(self.data), 1)
+
+    def __getitem__(self, chosen: np.ndarray) -> Letters:
+        lengths = self.lengths[chosen]
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        shift = np.repeat(self.ends[:-1][chosen] - ends[:-1], lengths)
+        return Letters(self.data[np.arange(ends[-1]) + shift], ends)
+
+    def texts(self) -> Iterator[bytes]:
+        data = self.data.tobytes()
+        for start, end in zip(self.ends[:-1].tolist(), self.ends[1:].tolist(), strict=True):
+            yield data[start:end]
+
+
+def letters(column: pa.ChunkedArray, where: str) -> Letters:
+    """The sequences of a column. Raises InputError, `where` first, unless they are text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+    if not any(is_kind(column.type) for is_kind in kinds):
+        raise InputError(
+            f"{where}: expected sequences as text, found values of type {column.type}. Set "
+            "--data.x-col."
+        )
+    texts = pa.chunked_array([c.cast(pa.large_string()) for c in column.chunks], pa.large_string())
+    texts = pc.replace_substring_regex(pc.utf8_upper(texts), r"\s+", "")
+    texts = pa.concat_arrays(texts.chunks).fill_null("") if texts.num_chunks else texts
+    if not len(texts):
+        return Letters(np.zeros(0, np.uint8), np.zeros(1, np.int64))
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int64)[texts.offset :][: len(texts) + 1]
+    data = np.frombuffer(data, dtype=np.uint8) if data else np.zeros(0, np.uint8)
+    return Letters(data[ends[0] : ends[-1]], ends - ends[0])
+
+
+def joined(parts: list[Letters]) -> Letters:
+    """The sequences of all parts, in order."""
+    ends = np.concatenate([[0], *(part.lengths for part in parts)])
+    data = [part.data for part in parts] or [np.zeros(0, np.uint8)]
+    return Letters(np.concatenate(data), np.cumsum(ends))
+
+
+# --------------------------------------------------------------------------- clusters
+
+
+def clusters(rows: Rows, indices: np.ndarray, identity: float) -> tuple[np.ndarray, str]:
+    """The cluster of each row of the table (N,) int64, -1 outside `indices`, and the method's name.
+
+    Kept by content in the cache. Raises InputError for an identity out of 0..1, sequences that are
+    too many or too short for it, and if MMseqs2 fails.
+    """
+    if not 0 < identity <= 1:
+        raise InputError(f"--data.identity {identity}: expected a number above 0 and up to 1")
+    column = rows.table.x_col
+    blocks = list(rows.chunks([column], indices))
+    numbers = np.concatenate([found for found, _ in blocks])
+    place = f"{rows.names[0]}, column '{column}'"
+    sequences = joined([letters(block.column(column), place) for _, block in blocks])
+    program = shutil.which("mmseqs")
+    method = _mmseqs_version(program) if program else f"k-mers, version {VERSION}"
+    key = hashlib.sha256(f"{method} {identity!r} ".encode())
+    key.update(sequences.ends.tobytes())
+    key.update(sequences.data.tobytes())
+
+    def write(partial: Path) -> None:
+        first, same = _distinct(sequences)
+        few = sequences[first]
+        if program:
+            found, word = _mmseqs(program, few, identity), 0
+        else:
+            found, word = greedy_clusters(few, identity)
+        with partial.open("wb") as file:
+            np.savez(file, ids=found[same], word=word)
+
+    with np.load(kept("clusters", f"{key.hexdigest()}.npz", write), allow_pickle=False) as found:
+        ids, word = found["ids"], int(found["word"])
+    everywhere = np.full(len(rows), -1, dtype=np.int64)
+    everywhere[numbers] = ids
+    return everywhere, method if program else f"shared {word}-mers"
+
+
+def greedy_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, int]:
+    """The cluster of each sequence (n,) and the k of the k-mers.
+
+    In order of decreasing length a sequence joins a representative that it is at least `identity`
+    alike to (the most alike one of earlier batches, else the first of its own), or represents a new
+    cluster. So members are that much alike to their representative, and representatives are not to
+    each other; other pairs may be either.
+    """
+    if len(sequences.data) > MOST_LETTERS:
+        raise InputError(
+            f"--data.identity: {len(sequences.data):,} letters are too many for clusters by "
+            f"k-mers ({MOST_LETTERS:,}). Install MMseqs2 (the program mmseqs)"
+        )
+    words = Words.of(sequences, identity)
+    order = np.argsort(-sequences.lengths, kind="stable")
+    ids = np.empty(len(sequences), dtype=np.int64)
+    known = Index.empty(words)
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        batch = Index.of(words, sequences[chosen], chosen)
+        known = known.at_most(batch.lengths.max() / COVERAGE)
+        likeness, nearest = _best(known, batch)
+        joins = likeness >= identity
+        ids[chosen[joins]] = known.names[nearest[joins]]
+        batch = batch.take(np.flatnonzero(~joins))
+        parts = [part >= identity for _, part in _likeness(batch, batch)]
+        alike = np.concatenate([np.zeros((0, len(batch)), dtype=bool), *parts])
+        free, first = np.ones(len(batch), dtype=bool), []
+        for i in range(len(batch)):
+            if free[i]:
+                first.append(i)
+                ids[batch.names[alike[i] & free]] = batch.names[i]
+                free &= ~alike[i]
+                free[i], ids[batch.names[i]] = False, batch.names[i]
+        known = known.joined(batch.take(np.array(first, dtype=np.int64)))
+    return ids, words.k
+
+
+def nearest(
+    held_out: Letters, blocks: Iterator[tuple[np.ndarray, Letters]], identity: float
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The estimated identity of each held-out sequence with the most alike one of `blocks` (n,).
+
+    `blocks`: row numbers and sequences, in any number. Also the row number of that one (-1: none
+    shares a k-mer) and the k, which is best for identities about `identity`: the estimate is 0
+    where the two are so different that they share fewer than two k-mers.
+    """
+    words = Words.of(held_out, identity, can=0)
+    index = Index.of(words, held_out, np.arange(len(held_out)))
+    likeness, rows = np.zeros(len(held_out)), np.full(len(held_out), -1, dtype=np.int64)
+    for numbers, sequences in blocks:
+        for start in range(0, len(numbers), BATCH):
+            some = np.arange(start, min(start + BATCH, len(numbers)))
+            block = Index.of(words, sequences[some], numbers[some])
+            for at, part in _likeness(block, index):
+                best = part.argmax(0)
+                value = part[best, np.arange(part.shape[1])]
+                better = value > likeness
+                likeness[better] = value[better]
+                rows[better] = block.names[at + best[better]]
+    return likeness, rows, words.k
+
+
+# --------------------------------------------------------------------------- k-mers
+
+
+@dataclass(frozen=True)
+class Words:
+    """The k-mers of an alphabet: those with other letters do not count."""
+
+    alphabet: str
+    k: int
+
+    @staticmethod
+    def of(sequences: Letters, identity: float, can: int = 1) -> Words:
+        """The k-mers that tell pairs of this identity from chance.
+
+        The longest of which two such sequences of mean length L should share ENOUGH, and no shorter
+        than ceil(log_a(99 L)), for which a random one lies in a sequence with odds of 1 to 99 (a
+        letters; Ondov et al. 2016, equation 2). Raises InputError, if it `can`, where sequences
+        less alike would pass by chance.
+        """
+        alphabet = NUCLEOTIDES if sequences.are_nucleotides else RESIDUES
+        strands, longest = (2 if alphabet == NUCLEOTIDES else 1), LONGEST_WORD[alphabet]
+        mean = (
+            max(sequences.lengths[sequences.lengths > 0].mean(), 1.0) if sequences.data.size else 1
+        )
+        least = min(math.ceil(math.log(99 * mean * strands, len(alphabet))), longest)
+        k = longest
+        while k > least and (mean - k + 1) * identity**k < ENOUGH:
+            k -= 1
+        number = max(mean - k + 1, 1.0)
+        chance = number * number * strands / len(alphabet) ** k
+        floor = min((chance + 5 * math.sqrt(chance) + 2) / number, 1.0) ** (1 / k)
+        if can and identity < floor:
+            raise InputError(
+                f"--data.identity {identity:g}: {k}-mers of sequences of {mean:.0f} letters tell "
+                f"identities above {floor:.2f} from chance. Set at least that, or install MMseqs2 "
+                "(the program mmseqs)"
+            )
+        return Words(alphabet, k)
+
+    @property
+    def number(self) -> int:
+        return len(self.alphabet) ** self.k
+
+    def read(self, sequences: Letters) -> tuple[np.ndarray, np.ndarray]:
+        """The k-mers of each sequence, each once: (owners, k-mers), by rising owner and k-mer."""
+        base, k = len(self.alphabet), self.k
+        codes = np.full(256, -1, dtype=np.int64)
+        codes[list(self.alphabet.encode())] = np.arange(base)
+        if base == 4:
+            codes[ord("U")] = codes[ord("T")]
+        values = codes[sequences.data]
+        count = max(len(values) - k + 1, 0)
+        ahead, back = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        is_known = np.ones(count, dtype=bool)
+        for i in range(k):
+            here = values[i : i + count]
+            is_known &= here >= 0
+            ahead = ahead * base + here
+            back += (base - 1 - here) * base**i
+        owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
+        is_known &= owners[:count] == owners[k - 1 :][:count]
+        kmers = np.minimum(ahead, back) if base == 4 else ahead  # A pairs with T, C with G
+        pairs = np.unique(owners[:count][is_known] * self.number + kmers[is_known])
+        return pairs // self.number, pairs % self.number
+
+
+@dataclass(frozen=True)
+class Index:
+    """Sequences by their k-mers: `kmers` and their `owners`, by rising owner; R `names`."""
+
+    words: Words
+    owners: np.ndarray
+    kmers: np.ndarray
+    sizes: np.ndarray  # (R,) k-mers of each
+    lengths: np.ndarray  # (R,) letters
+    names: np.ndarray  # (R,) what each is called outside
+
+    @staticmethod
+    def empty(words: Words) -> Index:
+        none = np.zeros(0, dtype=np.int64)
+        return Index(words, none, none, none, none, none)
+
+    @staticmethod
+    def of(words: Words, sequences: Letters, names: np.ndarray) -> Index:
+        owners, kmers = words.read(sequences)
+        sizes = np.bincount(owners, minlength=len(sequences))
+        return Index(words, owners, kmers, sizes, sequences.lengths, names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, chosen: np.ndarray) -> Index:
+        """Those at these places, which rise."""
+        place = np.full(len(self), -1)
+        place[chosen] = np.arange(len(chosen))
+        there = place[self.owners] >= 0
+        kept_ = (self.sizes[chosen], self.lengths[chosen], self.names[chosen])
+        return Index(self.words, place[self.owners[there]], self.kmers[there], *kept_)
+
+    def at_most(self, length: float) -> Index:
+        """Those of at most that many letters."""
+        chosen = np.flatnonzero(self.lengths <= length)
+        return self if len(chosen) == len(self) else self.take(chosen)
+
+    def joined(self, other: Index) -> Index:
+        both = [
+            np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("kmers", "sizes", "lengths", "names")
+        ]
+        owners = np.concatenate([self.owners, other.owners + len(self)])
+        return Index(self.words, owners, *both)
+
+    @functools.cached_property
+    def by_word(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each k-mer's owners start (4^k + 1 or 20^k + 1,), and the owners, by k-mer."""
+        starts = np.zeros(self.words.number + 1, dtype=np.int64)
+        np.cumsum(np.bincount(self.kmers, minlength=self.words.number), out=starts[1:])
+        return starts, self.owners[np.argsort(self.kmers, kind="stable")]
+
+
+def _best(known: Index, batch: Index) -> tuple[np.ndarray, np.ndarray]:
+    """The identity with the most alike of `known`, 0 if there is none, and its place, (n,)."""
+    if not len(known):
+        return np.zeros(len(batch)), np.zeros(len(batch), dtype=np.int64)
+    parts = [(part.max(1), part.argmax(1)) for _, part in _likeness(batch, known)]
+    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
+
+
+def _likeness(batch: Index, known: Index) -> Iterator[tuple[int, np.ndarray]]:
+    """Estimated identities (b, R) of a few of `batch` at a time with all of `known`.
+
+    Yields the place of the first of them. 0 where two share fewer than two k-mers or differ too
+    much in length.
+    """
+    starts, owners = known.by_word
+    ends = np.searchsorted(batch.owners, np.arange(len(batch) + 1))
+    hits = starts[batch.kmers + 1] - starts[batch.kmers]
+    cost = np.concatenate([[0], np.cumsum(hits)])[ends]  # (n + 1,)
+    at = 0
+    while at < len(batch):
+        stop = min(at + max(CELLS // max(len(known), 1), 1), len(batch))
+        stop = max(
+            min(stop, int(np.searchsorted(cost, cost[at] + CELLS, side="right")) - 1), at + 1
+        )
+        span = slice(ends[at], ends[stop])
+        number = hits[span]
+        first = np.repeat(starts[batch.kmers[span]] - np.cumsum(number) + number, number)
+        found = owners[first + np.arange(len(first))]
+        cell = np.repeat((batch.owners[span] - at) * len(known), number) + found
+        size = (stop - at) * len(known)
+        shared = np.bincount(cell, minlength=size).reshape(stop - at, len(known))
+        part = np.zeros(shared.shape, dtype=np.float32)
+        row, column = np.nonzero(shared > 1)
+        here = at + row
+        short = np.minimum(batch.lengths[here], known.lengths[column])
+        long = np.maximum(batch.lengths[here], known.lengths[column])
+        fewer = np.minimum(batch.sizes[here], known.sizes[column])
+        share = shared[row, column] / fewer
+        part[row, column] = np.where(short >= COVERAGE * long, share ** (1 / known.words.k), 0)
+        yield at, part
+        at = stop
+
+
+def _distinct(sequences: Letters) -> tuple[np.ndarray, np.ndarray]:
+    """The first place of each different sequence, and for every sequence which one it is, (n,)."""
+    seen: dict[bytes, int] = {}
+    same = np.fromiter(
+        (seen.setdefault(text, len(seen)) for text in sequences.texts()), np.int64, len(sequences)
+    )
+    return np.unique(same, return_index=True)[1], same
+
+
+# --------------------------------------------------------------------------- MMseqs2
+
+
+def _mmseqs_version(program: str) -> str:
+    try:
+        done = subprocess.run([program, "version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"{program}: does not run: {error}") from None
+    return f"MMseqs2 {done.stdout.strip()}"
+
+
+def _mmseqs(program: str, sequences: Letters, identity: float) -> np.ndarray:
+    """The cluster of each sequence (n,): easy-cluster on one thread, whose result is the same each
+    time, with coverage 0.8 of both sequences."""
+    ids = np.arange(len(sequences))
+    kind = "2" if sequences.are_nucleotides else "1"
+    options = ["--min-seq-id", f"{identity:g}", "-c", f"{COVERAGE:g}", "--cov-mode", "0"]
+    with tempfile.TemporaryDirectory(prefix="mgen-mmseqs-") as folder:
+        fasta = Path(folder) / "sequences.fasta"
+        with fasta.open("wb") as file:
+            for i, text in enumerate(sequences.texts()):
+                if text:  # an empty sequence is alone
+                    file.write(b">%d\n%s\n" % (i, text))
+        command = [program, "easy-cluster", str(fasta), f"{folder}/found", f"{folder}/work"]
+        command += [*options, "--dbtype", kind, "--threads", "1", "-v", "1"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        table = Path(folder) / "found_cluster.tsv"
+        if done.returncode or not table.exists():
+            said = (done.stderr or done.stdout).strip().splitlines()[-3:]
+            raise InputError(f"{program} easy-cluster failed: {' '.join(said)}")
+        first, member = np.loadtxt(table, dtype=np.int64, ndmin=2, delimiter="\t").T
+    ids[member] = first
+    return ids

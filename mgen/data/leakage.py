@@ -1,0 +1,549 @@
+"""What a referee would ask of a table and its splits: leaks, labels that contradict, drift.
+
+Rows are read in streaming blocks; what stays in memory is 24 bytes a row for sequences (length and
+two hashes) and 8 for each label column. N rows. Equal sequences have equal hashes; of ten million
+sequences two differ but collide with probability 3e-6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from mgen.config import InputError
+from mgen.data import check
+from mgen.data.assigning import MOST_STRATA, coded
+from mgen.data.identity import RESIDUES, Letters, joined, letters, nearest
+from mgen.data.labels import class_name
+from mgen.data.table import Rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LEVELS = ("serious", "look", "note")
+HELD_OUT = ("valid", "test")
+SAMPLE = 10_000  # held-out rows of a split whose nearest training row is looked for
+SAMPLE_LETTERS = 10_000_000  # and letters of them
+MOST_NAMED = 1000  # classes whose names are kept
+FEW = 10  # training rows of a class
+BINS = 24
+DRIFT, UNLIKELY = 0.1, 1e-3  # a distance of distributions and a p-value worth saying
+EXPECTED = {"DNA": "ACGT", "RNA": "ACGU", "protein": RESIDUES}
+COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
+Used = dict[str, np.ndarray]  # split -> its row numbers, rising; none is empty
+
+
+class Finding(NamedTuple):
+    """One thing to know. "serious": scores cannot be trusted; "look": judge it; "note": fine."""
+
+    level: Literal["serious", "look", "note"]
+    text: str
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        facts: the plan, numbers of rows by split, the molecule, what was looked at.
+        findings: most serious first.
+        overlaps: rows of a split that occur in another.
+        nearest: per held-out split how alike its rows are to the most alike training row.
+        labels: per label column what it is and how it is spread over the splits.
+        histograms: per title `edges` (b + 1,) and per split the `shares` (b,) of its rows.
+        letters: letters by falling count; those that are not expected have a `first` row.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    overlaps: list[dict[str, Any]] = field(default_factory=list)
+    nearest: list[dict[str, Any]] = field(default_factory=list)
+    labels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    letters: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, level: str, text: str) -> None:
+        self.findings.append(Finding(level, text))
+
+
+def report(rows: Rows, near: float, seed: int) -> Report:
+    """Look at all rows that are in splits.
+
+    `near`: the identity (0.5 to 1) from which two sequences are nearly the same; `seed`: of the
+    sample whose nearest training row is looked for. Raises InputError if no column of sequences is
+    named, or `near` is out of range.
+    """
+    if not 0.5 <= near <= 1:
+        raise InputError(f"--near {near:g}: expected an identity of 0.5 to 1")
+    if not rows.table.x_col:
+        raise InputError(f"{rows.names[0]}: no column of sequences is named. Set --data.x-col")
+    used = {name: np.sort(indices) for name, indices in rows.splits.items() if len(indices)}
+    found = Report()
+    found.facts = {
+        "plan": rows.plan,
+        "rows": len(rows),
+        "splits": {name: len(indices) for name, indices in used.items()},
+    }
+    sequences = _Sequences(rows, used, found)
+    sequences.copies()
+    if "train" in used:
+        sequences.neighbours(near, seed)
+    _groups(rows, used, found)
+    for column in rows.table.y_cols:
+        if column in rows.columns:
+            _label(rows, column, used, sequences, found)
+    absent = [column for column in rows.table.y_cols if column not in rows.columns]
+    if absent or not rows.table.y_cols:
+        named = f": no column {', '.join(map(repr, absent))}" if absent else ""
+        found.add("note", f"labels were not looked at{named}")
+    for text in check.identifiers(rows):
+        found.add("look", text)
+    found.findings.sort(key=lambda finding: LEVELS.index(finding.level))
+    return found
+
+
+# --------------------------------------------------------------------------- sequences
+
+
+class _Sequences:
+    """Lengths, hashes and, for nucleotides, hashes that both strands share: (N,) each."""
+
+    def __init__(self, rows: Rows, used: Used, found: Report) -> None:
+        self.rows, self.used, self.found = rows, used, found
+        self.lengths = np.zeros(len(rows), dtype=np.int64)
+        self.is_nucleic = self._alphabet()
+        self.hashes = np.zeros(len(rows), dtype=np.int64)
+        self.both = np.zeros(len(rows), dtype=np.int64)
+        for numbers, texts in self._blocks():
+            if self.is_nucleic:
+                ahead = [text.replace(b"U", b"T") for text in texts.texts()]
+                back = [text.translate(COMPLEMENT)[::-1] for text in ahead]
+                self.hashes[numbers] = [hash(text) for text in ahead]
+                back_hashes = np.array([hash(text) for text in back])
+                self.both[numbers] = np.minimum(self.hashes[numbers], back_hashes)
+            else:
+                self.hashes[numbers] = [hash(text) for text in texts.texts()]
+
+    def _blocks(self, indices: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Letters]]:
+        column = self.rows.table.x_col
+        for numbers, block in self.rows.chunks([column], indices):
+            yield numbers, letters(block.column(column), f"{self.rows.names[0]}, column '{column}'")
+
+    def _alphabet(self) -> bool:
+        """Count letters and lengths; whether the sequences are of nucleotides."""
+        found, rows, counts, first = self.found, self.rows, np.zeros(256, dtype=np.int64), {}
+        for numbers, texts in self._blocks():
+            self.lengths[numbers] = texts.lengths
+            for byte in np.flatnonzero((counts == 0) & (texts.counts > 0)).tolist():
+                at = int(np.flatnonzero(texts.data == byte)[0])
+                first[byte] = int(numbers[np.searchsorted(texts.ends, at, side="right") - 1])
+            counts += texts.counts
+        total = int(counts.sum())
+        is_nucleic = bool(total) and counts[list(b"ACGTUN")].sum() >= 0.9 * total
+        if is_nucleic:
+            molecule = "RNA" if counts[ord("U")] > counts[ord("T")] else "DNA"
+        else:
+            is_protein = counts[list(f"{RESIDUES}X".encode())].sum() >= 0.9 * total
+            molecule = "protein" if total and is_protein else "unknown"
+        found.facts |= {"letters": total, "molecule": molecule}
+        for byte in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+            letter = chr(byte) if 32 < byte < 127 else f"byte {byte}"
+            line = {"letter": letter, "count": int(counts[byte]), "share": counts[byte] / total}
+            if letter not in EXPECTED.get(molecule, letter):
+                line["first"] = _where(rows, first[byte])
+            found.letters.append(line)
+        if odd := [line for line in found.letters if "first" in line]:
+            names = ", ".join(f"{line['letter']} ({line['count']:,})" for line in odd[:8])
+            found.add(
+                "look",
+                f"{sum(line['count'] for line in odd):,} of {total:,} letters are not "
+                f"{EXPECTED[molecule]} of {molecule}: {names}; the first {odd[0]['letter']} is in "
+                f"{odd[0]['first']}",
+            )
+        empty = np.flatnonzero(self.lengths == 0)
+        if len(empty):
+            found.add(
+                "serious",
+                f"{len(empty):,} of {len(rows):,} sequences are empty, the first in "
+                f"{_where(rows, int(empty[0]))}",
+            )
+        spread = _spread(self.lengths.astype(float), self.used)
+        found.facts["lengths"] = spread
+        _say_drift("sequence lengths", spread, found)
+        found.histograms["length in letters"] = _histogram(self.lengths, self.used)
+        return is_nucleic
+
+    def _filled(self, names: list[str]) -> np.ndarray:
+        rows = np.concatenate([self.used[name] for name in names])
+        return rows[self.lengths[rows] > 0]
+
+    def copies(self) -> None:
+        """Identical sequences within splits and across; nucleotides also as the other strand."""
+        earlier: list[str] = []
+        for name in self.used:
+            here = self._filled([name])
+            repeats = len(here) - len(np.unique(self.hashes[here]))
+            self._overlap(name, name, repeats)
+            if repeats:
+                total = len(self.used[name])
+                text = f"{repeats:,} of {total:,} {name} rows repeat a sequence of {name}"
+                self.found.add("look" if name in HELD_OUT else "note", text)
+            for others in [[other] for other in earlier] + [earlier] * (len(earlier) > 1):
+                there = self._filled(others)
+                same = np.isin(self.hashes[here], self.hashes[there])
+                turned = np.isin(self.both[here], self.both[there]) & ~same & self.is_nucleic
+                self._overlap(name, " or ".join(others), int(same.sum()), int(turned.sum()))
+            if earlier:  # said of all earlier splits at once
+                self._say_copies(name, " or ".join(earlier), here, there, same, self.hashes)
+                where = f"{' or '.join(earlier)} as reverse complement"
+                self._say_copies(name, where, here, there, turned, self.both)
+            earlier.append(name)
+
+    def _overlap(self, name: str, other: str, same: int, turned: int | None = None) -> None:
+        line = {"rows of": name, "that occur in": other, "identical": same}
+        if self.is_nucleic:
+            line["reverse complement"] = turned
+        self.found.overlaps.append(line | {"of rows": len(self.used[name])})
+
+    def _say_copies(
+        self,
+        name: str,
+        where: str,
+        here: np.ndarray,
+        there: np.ndarray,
+        same: np.ndarray,
+        hashes: np.ndarray,
+    ) -> None:
+        if not same.any():
+            return
+        row = int(here[np.flatnonzero(same)[0]])
+        twin = int(there[np.flatnonzero(hashes[there] == hashes[row])[0]])
+        self.found.add(
+            "serious",
+            f"{same.sum():,} of {len(self.used[name]):,} {name} sequences occur in {where}, such "
+            f"as {_where(self.rows, row)}, which is {_where(self.rows, twin)}",
+        )
+
+    def neighbours(self, near: float, seed: int) -> None:
+        """How alike held-out rows are to the most alike training row, by shared k-mers."""
+        train, shares = self.used["train"], {}
+        edges = np.linspace(0, 1, 21)
+        for name in [name for name in HELD_OUT if name in self.used]:
+            held = self._filled([name])
+            chosen = np.random.default_rng(seed).permutation(held)[:SAMPLE]
+            chosen = np.sort(chosen[np.cumsum(self.lengths[chosen]) <= SAMPLE_LETTERS])
+            alike = np.isin(self.hashes[chosen], self.hashes[train]).astype(float)
+            rest = np.flatnonzero(alike == 0)
+            if not len(chosen):
+                continue
+            k = None
+            if len(rest):
+                parts = [texts for _, texts in self._blocks(chosen[rest])]
+                alike[rest], twins, k = nearest(joined(parts), self._blocks(train), near)
+            close = alike >= near
+            self.found.nearest.append(
+                {
+                    "split": name,
+                    "rows looked at": len(chosen),
+                    f"at least {near:g} alike": int(close.sum()),
+                    "share": float(close.mean()),
+                    "median identity": float(np.median(alike)),
+                    "k": k,
+                }
+            )
+            shares[name] = (np.histogram(alike, edges)[0] / len(alike)).tolist()
+            if not (len(rest) and close[rest].any()):
+                continue  # copies were said
+            at = int(np.flatnonzero(close[rest])[0])
+            some = f" of a sample (seed {seed})" if len(chosen) < len(held) else ""
+            self.found.add(
+                "serious" if close.mean() >= 0.01 else "look",
+                f"{close.sum():,} of {len(chosen):,} {name} rows{some} are at least {near:g} alike "
+                f"to a training row, copies included, such as "
+                f"{_where(self.rows, int(chosen[rest[at]]))} to {_where(self.rows, int(twins[at]))}",
+            )
+        if shares:
+            title = "identity with the most alike training row"
+            self.found.histograms[title] = {"edges": edges.tolist(), "shares": shares}
+
+
+def _groups(rows: Rows, used: Used, found: Report) -> None:
+    """Values of the group column that held-out rows share with training rows."""
+    column = rows.table.group_col
+    if not column:
+        return
+    codes, _ = coded(rows, column, "group-col")
+    for name in [name for name in HELD_OUT if name in used and "train" in used]:
+        shared = np.isin(codes[used[name]], codes[used["train"]])
+        if shared.any():
+            count = len(np.unique(codes[used[name]][shared]))
+            found.add(
+                "serious",
+                f"{count:,} groups of column '{column}' are in {name} and in train: "
+                f"{shared.sum():,} of {len(shared):,} {name} rows",
+            )
+
+
+def _where(rows: Rows, row: int) -> str:
+    return rows.where(row).removesuffix(" (header not counted)")
+
+
+# --------------------------------------------------------------------------- labels
+
+
+class _Values(NamedTuple):
+    """A label column: numbers (N,) with NaN where there is none, or hashes of text (N,)."""
+
+    kind: Literal["numbers", "classes", "per letter"]
+    values: np.ndarray
+    is_missing: np.ndarray
+    names: dict[float, str]  # of classes, the first MOST_NAMED
+
+
+def _label(rows: Rows, column: str, used: Used, sequences: _Sequences, found: Report) -> None:
+    label = _read(rows, column, sequences.lengths)
+    if label is None:
+        found.add("note", f"labels '{column}' are lists: not compared")
+        return
+    everywhere = np.unique(np.concatenate(list(used.values())))
+    missing = everywhere[label.is_missing[everywhere]]
+    if len(missing):
+        found.add(
+            "look",
+            f"{len(missing):,} of {len(everywhere):,} rows have no label '{column}', the first is "
+            f"{_where(rows, int(missing[0]))}",
+        )
+    used = {name: indices[~label.is_missing[indices]] for name, indices in used.items()}
+    used = {name: indices for name, indices in used.items() if len(indices)}
+    if label.kind == "numbers":
+        lines = _spread(label.values, used)
+        _say_drift(f"labels '{column}'", lines, found)
+        found.histograms[f"label {column}"] = _histogram(label.values, used)
+    elif label.kind == "classes":
+        lines = _balance(rows, column, label, used, found)
+    else:
+        lines = _letter_shares(rows, column, used)
+        _say_drift(f"letters of the labels '{column}'", lines, found)
+    found.labels[column] = {"kind": label.kind, "splits": lines}
+    _conflicts(rows, column, label, sequences, used, found)
+
+
+def _read(rows: Rows, column: str, lengths: np.ndarray) -> _Values | None:
+    """Numbers if every cell is one; they are classes if there are few. None for lists."""
+    import pyarrow as pa
+
+    values = np.full(len(rows), np.nan)
+    for numbers, block in rows.chunks([column]):
+        if pa.types.is_nested(block.column(column).type):
+            return None
+        parsed = _floats(block.column(column))
+        if parsed is None:
+            return _read_text(rows, column, lengths)
+        values[numbers] = parsed
+    is_missing = ~np.isfinite(values)
+    different = np.unique(values[~is_missing])
+    names = {}
+    if len(different) <= MOST_STRATA:
+        names = {value: class_name(value) for value in different.tolist()}
+    return _Values("classes" if names else "numbers", values, is_missing, names)
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(column, ""), None, column)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    try:
+        return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def _read_text(rows: Rows, column: str, lengths: np.ndarray) -> _Values:
+    values, is_missing = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=bool)
+    names: dict[int, str] = {}
+    is_per_letter = True
+    for numbers, block in rows.chunks([column]):
+        coded_ = block.column(column).combine_chunks().dictionary_encode("encode")
+        cells = [class_name("" if c is None else c) for c in coded_.dictionary.to_pylist()]
+        hashes = np.array([hash(cell) for cell in cells], dtype=np.int64)
+        codes = coded_.indices.to_numpy()
+        values[numbers] = hashes[codes]
+        is_missing[numbers] = np.array([not cell for cell in cells], dtype=bool)[codes]
+        sizes = np.array(list(map(len, cells)), dtype=np.int64)[codes]
+        is_per_letter &= bool(((sizes == lengths[numbers]) | is_missing[numbers]).all())
+        for value, cell in zip(hashes.tolist(), cells, strict=True):
+            if cell and len(names) < MOST_NAMED:
+                names.setdefault(value, cell)
+    return _Values("per letter" if is_per_letter else "classes", values, is_missing, names)
+
+
+def _balance(rows: Rows, column: str, label: _Values, used: Used, found: Report) -> dict[str, Any]:
+    """Shares of classes by split, and how far from those of training."""
+    classes = np.unique(np.concatenate([label.values[indices] for indices in used.values()]))
+    names = [label.names.get(value, "...") for value in classes.tolist()]
+    counts = {
+        name: np.bincount(np.searchsorted(classes, label.values[indices]), minlength=len(classes))
+        for name, indices in used.items()
+    }
+    lines = {}
+    order = np.argsort(-sum(counts.values()), kind="stable")[:MOST_NAMED]
+    for name, number in counts.items():
+        lines[name] = {
+            "rows": int(number.sum()),
+            "counts": {names[i]: int(number[i]) for i in order},
+        }
+    if "train" in counts:
+        train = counts["train"]
+        for name in [name for name in HELD_OUT if name in counts]:
+            lines[name] |= _apart(train, counts[name])
+            new = np.flatnonzero((train == 0) & (counts[name] > 0))
+            if len(new):
+                found.add(
+                    "look",
+                    f"{len(new):,} classes of {name} have no training row, such as "
+                    f"'{names[new[0]]}' ({counts[name][new].sum():,} rows, column '{column}')",
+                )
+        rare = np.flatnonzero((train > 0) & (train < FEW))
+        if len(rare):
+            found.add(
+                "note",
+                f"{len(rare):,} of {len(classes):,} classes of '{column}' have fewer than {FEW} "
+                f"training rows, such as '{names[rare[0]]}' ({train[rare[0]]})",
+            )
+    _say_drift(f"classes of '{column}'", lines, found)
+    return lines
+
+
+def _letter_shares(rows: Rows, column: str, used: Used) -> dict[str, Any]:
+    """Shares of the letters of labels by split."""
+    counts = {}
+    for name, indices in used.items():
+        blocks = (block.column(column) for _, block in rows.chunks([column], indices))
+        texts = ("".join(cell or "" for cell in column.to_pylist()) for column in blocks)
+        counts[name] = sum(
+            np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256) for text in texts
+        )
+    seen = np.flatnonzero(sum(counts.values()))
+    lines = {
+        name: {"letters": int(n.sum()), "counts": {chr(i): int(n[i]) for i in seen.tolist()}}
+        for name, n in counts.items()
+    }
+    for name in [name for name in HELD_OUT if name in counts and "train" in counts]:
+        apart = _apart(counts["train"][seen], counts[name][seen])
+        lines[name]["total variation"] = apart["total variation"]  # letters are not independent
+    return lines
+
+
+def _apart(train: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """Total variation of two counts of classes, and the p-value of Pearson's chi-square."""
+    table = np.stack([train, held])[:, (train + held) > 0]
+    shares = table / table.sum(1, keepdims=True)
+    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+    square, freedom = float(((table - expected) ** 2 / expected).sum()), table.shape[1] - 1
+    apart = {"total variation": float(np.abs(shares[0] - shares[1]).sum() / 2)}
+    if freedom:  # the cube root of chi-square is nearly normal (Wilson & Hilferty 1931)
+        spread = 2 / (9 * freedom)
+        z = ((square / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+        apart |= {"chi-square": square, "p": math.erfc(z / math.sqrt(2)) / 2}
+    return apart
+
+
+def _conflicts(
+    rows: Rows, column: str, label: _Values, sequences: _Sequences, used: Used, found: Report
+) -> None:
+    """Identical sequences that differ in their label."""
+    indices = np.unique(np.concatenate(list(used.values()))) if used else np.zeros(0, np.int64)
+    indices = indices[sequences.lengths[indices] > 0]
+    order = np.lexsort((label.values[indices], sequences.hashes[indices]))
+    indices = indices[order]
+    hashes, values = sequences.hashes[indices], label.values[indices]
+    starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))[: len(hashes)]
+    ends = np.append(starts[1:], len(hashes))
+    differ = np.flatnonzero(values[starts] != values[ends - 1])
+    if not len(differ):
+        return
+    sizes = (ends - starts)[differ]
+    is_number = label.kind == "numbers"
+    apart = (values[ends - 1] - values[starts])[differ] if is_number else sizes
+    worst = differ[int(np.argmax(apart))]
+    first, last = int(indices[starts[worst]]), int(indices[ends[worst] - 1])
+    cells = [str(rows.take([row])[0][column]) for row in (first, last)]
+    shown = [cell if len(cell) <= 40 else cell[:40] + "..." for cell in cells]
+    found.labels[column]["conflicts"] = {"sequences": len(differ), "rows": int(sizes.sum())}
+    found.add(
+        "look" if is_number else "serious",
+        f"identical sequences with different '{column}': {len(differ):,} ({sizes.sum():,} rows), "
+        f"{'farthest apart' if is_number else 'most often'} in {_where(rows, first)} ({shown[0]}) "
+        f"and {_where(rows, last)} ({shown[1]})",
+    )
+
+
+# --------------------------------------------------------------------------- distributions
+
+
+def _spread(values: np.ndarray, used: Used) -> dict[str, dict[str, Any]]:
+    """Mean, deviation and range by split; the distance from training (Kolmogorov-Smirnov)."""
+    lines: dict[str, dict[str, Any]] = {}
+    for name, indices in used.items():
+        own = values[indices]
+        lines[name] = {
+            "rows": len(own),
+            "mean": float(own.mean()),
+            "std": float(own.std()),
+            "least": float(own.min()),
+            "median": float(np.median(own)),
+            "most": float(own.max()),
+        }
+        if name in HELD_OUT and "train" in used:
+            lines[name] |= kolmogorov_smirnov(values[used["train"]], own)
+    return lines
+
+
+def kolmogorov_smirnov(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """The largest distance of two empirical distribution functions, and its asymptotic p-value.
+
+    Series and correction for small samples of Stephens (1970); ties make the p-value too large.
+    """
+    first, second = np.sort(first), np.sort(second)
+    points = np.concatenate([first, second])
+    shares = [np.searchsorted(own, points, side="right") / len(own) for own in (first, second)]
+    distance = float(np.abs(shares[0] - shares[1]).max())
+    root = math.sqrt(len(first) * len(second) / (len(first) + len(second)))
+    x = (root + 0.12 + 0.11 / root) * distance
+    terms = [(-1) ** (j - 1) * math.exp(-2 * (j * x) ** 2) for j in range(1, 101)]
+    p = 1.0 if x < 0.2 else min(max(2 * sum(terms), 0.0), 1.0)
+    return {"Kolmogorov-Smirnov": distance, "p": p}
+
+
+def _say_drift(what: str, lines: dict[str, dict[str, Any]], found: Report) -> None:
+    for name, line in lines.items():
+        for measure in ("Kolmogorov-Smirnov", "total variation"):
+            distance, p = line.get(measure, 0.0), line.get("p")
+            if distance > DRIFT and (p is None or p < UNLIKELY):
+                chance = "" if p is None else f", p {p:.2g}"
+                found.add(
+                    "look", f"{what} of {name} and train differ: {measure} {distance:.3g}{chance}"
+                )
+
+
+def _histogram(values: np.ndarray, used: Used) -> dict[str, Any]:
+    """Shares of rows in bins; the outer ones hold the 0.5 % of values beyond either end."""
+    everywhere = np.concatenate([values[indices] for indices in used.values()] or [np.zeros(1)])
+    low, high = np.quantile(everywhere, (0.005, 0.995))
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, BINS + 1)
+    shares = {
+        name: (np.histogram(values[i].clip(low, high), edges)[0] / len(i)).tolist()
+        for name, i in used.items()
+    }
+    return {"edges": edges.tolist(), "shares": shares}
