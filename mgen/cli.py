@@ -3,6 +3,7 @@
     mgen list [KIND [WORD ...]]     what there is: backbones, adapters, data, recipes, experiments;
                                     with words the lines that hold all of them
     mgen show [KIND] NAME           one of them in full
+    mgen check data NAME [flags]    what a table and its splits leak; NAME may be a file
     mgen run RECIPE [verb] [flags]  is python recipes/RECIPE.py [verb] [flags]
     mgen export RUN DIR [flags]     a run as a folder that loads anywhere, or on the hub; --help
     mgen repro [EXPERIMENT]         run a published experiment, got against expected; without a
@@ -80,6 +81,15 @@ def show(words: Sequence[str]) -> None:
         if len(found) > 1:
             print(f"{'' if kind == found[0] else chr(10)}{kind}: {name}\n")
         DETAILS[kind](name)
+
+
+def check(words: Sequence[str]) -> None:
+    """Report what a table and its splits leak."""
+    if words[:1] != ["data"]:
+        raise InputError("mgen check data NAME [flags]; mgen check data --help lists the flags.")
+    from mgen.audit import check_data  # loads torch
+
+    check_data(words[1:])
 
 
 def run(words: Sequence[str]) -> None:
@@ -216,7 +226,14 @@ DETAILS = {
     "recipes": _show_recipe,
     "experiments": _show_experiment,
 }
-COMMANDS = {"list": list_names, "show": show, "run": run, "export": export, "repro": repro}
+COMMANDS = {
+    "list": list_names,
+    "show": show,
+    "check": check,
+    "run": run,
+    "export": export,
+    "repro": repro,
+}
 
 
 # --------------------------------------------------------------------------- reading without torch

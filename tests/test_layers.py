@@ -91,7 +91,8 @@ LAYERS = {
         "config",
         "report",
     },
-    "cli": {"backbones", "data", "config", "experiments", "export", "report"},
+    "audit": {"figures", "checkpoint", "data", "config", "report"},
+    "cli": {"audit", "backbones", "data", "config", "experiments", "export", "report"},
     "__main__": {"cli"},
     "__init__": {"backbones", "apply"},
 }

@@ -259,12 +259,13 @@ class _Sequences:
             if not (len(rest) and close[rest].any()):
                 continue  # copies were said
             at = int(np.flatnonzero(close[rest])[0])
+            here, twin = int(chosen[rest[at]]), int(twins[at])
             some = f" of a sample (seed {seed})" if len(chosen) < len(held) else ""
             self.found.add(
                 "serious" if close.mean() >= 0.01 else "look",
                 f"{close.sum():,} of {len(chosen):,} {name} rows{some} are at least {near:g} alike "
                 f"to a training row, copies included, such as "
-                f"{_where(self.rows, int(chosen[rest[at]]))} to {_where(self.rows, int(twins[at]))}",
+                f"{_where(self.rows, here)} to {_where(self.rows, twin)}",
             )
         if shares:
             title = "identity with the most alike training row"

@@ -1,0 +1,91 @@
+"""Figures of tables as SVG text for one HTML page: light and dark, readable on a phone.
+
+Each series has the colour of its place (`STYLE`), told apart with any colour vision (Okabe & Ito).
+Drawn for a width of 360 pixels and scaled up from there.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+
+WIDTH, LEFT, RIGHT = 360, 44, 10
+STYLE = """
+:root { --ink: #1b1f24; --paper: #ffffff; --faint: #d4d9df; --soft: #57606a;
+  --s0: #0072b2; --s1: #e69f00; --s2: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --paper: #14171c; --faint: #3a414b;
+  --soft: #a3adb9; --s0: #56b4e9; --s1: #f0c94a; --s2: #ff8a4c; } }
+svg { width: 100%; max-width: 600px; height: auto; display: block; }
+svg text { fill: var(--soft); font-size: 11px; }
+svg .axis { stroke: var(--faint); fill: none; }
+svg .line { fill: none; stroke-width: 1.8; }
+.c0 { stroke: var(--s0); } .c1 { stroke: var(--s1); stroke-dasharray: 5 2; }
+.c2 { stroke: var(--s2); stroke-dasharray: 2 2; }
+.f0 { fill: var(--s0); } .f1 { fill: var(--s1); } .f2 { fill: var(--s2); }
+"""
+
+
+def steps(edges: Sequence[float], series: Mapping[str, Sequence[float]], label: str) -> str:
+    """Histograms as step lines over one axis: `edges` (b + 1,), shares (b,) of each series."""
+    top, base, height = 24, 150, 184
+    low, high = edges[0], edges[-1]
+    most = max((max(shares) for shares in series.values()), default=0) or 1
+
+    def x(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+
+    def y(share: float) -> float:
+        return base - (base - top) * share / most
+
+    parts = [_legend(list(series))]
+    for share in (0, most / 2, most):
+        parts.append(f'<path class="axis" d="M{LEFT} {y(share):.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(_text(LEFT - 4, y(share) + 4, f"{share:.1%}", "end"))
+    for place, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
+        value = low + (high - low) * place
+        parts.append(_text(x(value), base + 15, _number(value), anchor))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, base + 31, label, "middle"))
+    for i, shares in enumerate(series.values()):
+        line = f"M{x(low):.1f} {base}"
+        for (start, end), share in zip(pairwise(edges), shares, strict=True):
+            line += f"L{x(start):.1f} {y(share):.1f}H{x(end):.1f}"
+        parts.append(f'<path class="line c{i}" d="{line}V{base}"/>')
+    return _svg(height, label, parts)
+
+
+def bars(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> str:
+    """One group of bars per name, one bar per series: its share of that name."""
+    group, bar = 10 * len(series) + 20, 8
+    top, most = 24, max((max(shares, default=0) for shares in series.values()), default=0) or 1
+    parts = [_legend(list(series))]
+    for row, name in enumerate(names):
+        y = top + row * group
+        parts.append(_text(0, y + 10, name if len(name) <= 40 else name[:39] + "…", "start"))
+        for i, shares in enumerate(series.values()):
+            width = (WIDTH - 50) * shares[row] / most
+            at = y + 14 + i * 10
+            parts.append(
+                f'<rect class="f{i}" x="0" y="{at}" width="{max(width, 0.5):.1f}" height="{bar}"/>'
+            )
+            parts.append(_text(width + 4, at + 8, f"{shares[row]:.1%}", "start"))
+    return _svg(top + len(names) * group, label, parts)
+
+
+def _svg(height: int, label: str, parts: Sequence[str]) -> str:
+    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+    return head + "".join(parts) + "</svg>"
+
+
+def _legend(names: Sequence[str]) -> str:
+    parts, x = [], 0
+    for i, name in enumerate(names):
+        parts.append(f'<path class="line c{i}" d="M{x} 9h18"/>' + _text(x + 22, 13, name, "start"))
+        x += 38 + 7 * len(name)
+    return "".join(parts)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
