@@ -169,7 +169,7 @@ class Session:
         """All rows of one table as the split; those the run was trained on need not be there."""
         alone = {"path": path, "valid_path": "", "test_path": ""} if path else {}
         rows = dataclasses.replace(self.cfg.data, **alone).open(split=False)
-        rows.splits[self.split] = np.arange(len(rows))
+        rows.splits[self.split] = rows.used()
         stems = [Path(name.rpartition(":")[2]).name.partition(".")[0] for name in rows.names]
         self.name = stems[0] if len(stems) == 1 else self.split
         return rows

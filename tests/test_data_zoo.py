@@ -98,7 +98,8 @@ COMMANDS = {(entry.recipe, entry.flags): entry for entry in ZOO.values()}
     ],
 )
 def test_every_configuration_of_a_published_benchmark_has_a_name(hub, subsets):
-    named = [entry.table.subset for entry in ZOO.values() if entry.table.path == hub]
+    tables = [entry.table for entry in ZOO.values() if entry.table.path == hub]
+    named = [table.subset or table.only[0].removeprefix("task=") for table in tables]
     assert sorted(named) == sorted(subsets.split())
 
 
@@ -224,7 +225,7 @@ def test_translation_is_validated_on_the_fold_after_that_of_the_test(tmp_path):
 @pytest.mark.parametrize(
     ("name", "columns", "sizes"),
     [
-        ("nt_enhancers", ["sequence", "label"], (18, 2, 5)),  # a tenth of training validates
+        ("gue_emp_h3", ["sequence", "label"], (18, 2, 5)),  # a tenth of training validates
         ("fluorescence_prediction", ["seq", "label"], (18, 2, 5)),  # though there are valid rows
         ("contact_prediction_binary", ["seq", "label"], (20, 3, 5)),
     ],
@@ -234,6 +235,17 @@ def test_validation_rows_are_those_of_the_published_loader(tmp_path, name, colum
         write(tmp_path / f"{split}.tsv", columns, [["ACG", i] for i in range(count)])
     opened = table(name, path=str(tmp_path), subset="").open()
     assert tuple(len(found) for found in opened.splits.values()) == sizes
+
+
+def test_a_task_of_one_table_of_many_has_its_rows_alone(tmp_path):
+    for split, count in {"train": 20, "test": 5}.items():
+        rows = [["ACG", i, task] for i in range(count) for task in ("enhancers", "H3")]
+        write(tmp_path / f"{split}.tsv", ["sequence", "label", "task"], rows)
+    opened = table("nt_enhancers", path=str(tmp_path)).open()
+    assert tuple(len(found) for found in opened.splits.values()) == (18, 2, 5)
+    used = np.concatenate([*opened.splits.values()])
+    assert {row["task"] for row in opened.take(used)} == {"enhancers"}
+    assert opened.plan.startswith("only task=enhancers; ") and "25 unused" in opened.plan
 
 
 def test_isoforms_train_on_several_files(tmp_path):

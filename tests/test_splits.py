@@ -217,3 +217,42 @@ def test_hub_splits_are_assigned_by_name(monkeypatch, tmp_path):
 def test_a_hub_data_set_without_network_says_what_to_do():
     with pytest.raises(InputError, match="owner/name: no such file, and not to be had .* download"):
         Table(path="owner/name").open()
+
+
+# --------------------------------------------------------------------------- rows used
+
+
+FAMILIES = "sequence,label,family,size\nAC,1,a,2\nGT,2,b,2\nAA,3,a,3\nCC,4,,2\n"
+
+
+def test_only_rows_of_the_named_values_are_used(tmp_path):
+    none = {"test_fraction": 0, "valid_fraction": 0}
+    rows = table(tmp_path, FAMILIES, only=("family=a", "size=2"), **none).open()
+    assert rows.splits["train"].tolist() == [0]
+    assert rows.plan == "only family=a and size=2; rows: 1 train, 0 valid, 0 test, 3 unused"
+    assert table(tmp_path, FAMILIES, only=("family=a",)).open(split=False).used().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("family", "--data.only family: expected COLUMN=VALUE"),
+        ("family=c", "no row has family=c"),
+        ("famly=a", "no column 'famly'.*Did you mean 'family'"),
+    ],
+)
+def test_conditions_that_no_row_can_meet_are_refused(only, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        table(tmp_path, FAMILIES, only=(only,)).open()
+
+
+def test_values_of_a_column_with_gaps_over_several_blocks_are_coded(tmp_path):
+    from mgen.data.assigning import coded
+
+    (tmp_path / "a").mkdir()
+    for name, cells in {"a.jsonl": ["1.0", "null"], "b.jsonl": ["null", "2.0", "1.0"]}.items():
+        lines = [f'{{"sequence": "AC", "v": {cell}}}' for cell in cells]
+        (tmp_path / "a" / name).write_text("\n".join(lines) + "\n")
+    rows = Table(path=str(tmp_path / "a")).open(split=False)
+    codes, names = coded(rows, "v")
+    assert [names[code] for code in codes] == ["1", "", "", "2", "1"]

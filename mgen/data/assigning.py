@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "valid", "test")
 NO_ROWS = np.array([], dtype=np.int64)
-MOST_STRATA = 20  # more different numbers than that are stratified by quantiles
+MOST_STRATA = 20  # more different numbers than that are no classes
 QUANTILES = 10
 Groups = dict[str, np.ndarray]  # stem, hub split or value of the split column -> row numbers
 
@@ -29,11 +29,21 @@ def assign(rows: Rows, groups: dict[str, Groups], are_names: bool) -> None:
     rows of each file or hub split by role; `are_names`: all of them bear names of splits, as in a
     hub data set (among files one may).
     """
-    table, by_name = rows.table, groups["path"]
+    table = rows.table
     _check_options(table)
+    if table.only:
+        is_used = np.zeros(len(rows), dtype=bool)
+        is_used[rows.used()] = True
+        groups = {
+            role: {name: found[is_used[found]] for name, found in named.items()}
+            for role, named in groups.items()
+        }
+    by_name = groups["path"]
     base = np.concatenate([NO_ROWS, *by_name.values()])
     if table.split_col:
-        by_name = _by_value(rows.values(table.split_col), base)
+        codes, names = coded(rows, table.split_col)
+        by_name = {name: base[codes[base] == code] for code, name in enumerate(names)}
+        by_name = {name: found for name, found in by_name.items() if len(found)}
     splits, said = _named(rows, by_name, base, are_names or bool(table.split_col))
     for name in ("valid", "test"):
         more = groups[f"{name}_path"].values()
@@ -43,6 +53,7 @@ def assign(rows: Rows, groups: dict[str, Groups], are_names: bool) -> None:
                 f"--data.{name}-split '' or drop --data.{name}-path."
             )
         splits[name] = np.concatenate([splits[name], *more])
+    said = [f"only {' and '.join(table.only)}"] * bool(table.only) + said
     _refuse_overlap(rows, splits)
     named = {name: len(found) for name, found in splits.items()}
     drawn = bool(table.folds) and not table.fold_col
@@ -59,7 +70,8 @@ def assign(rows: Rows, groups: dict[str, Groups], are_names: bool) -> None:
         )
         said += _fraction_sentences(table, named, splits, condition)
         if table.keep_classes:
-            splits = cut.keep_classes(splits, rows.values(table.y_cols[0]), table.keep_classes)
+            is_kept = _kept(rows)
+            splits = {name: found[is_kept[found]] for name, found in splits.items()}
             said.append(f"only classes {', '.join(table.keep_classes)}")
             if emptied := [name for name in SPLITS if named[name] and not len(splits[name])]:
                 raise InputError(
@@ -160,8 +172,8 @@ def _strata(rows: Rows, base: np.ndarray) -> tuple[np.ndarray, str]:
     column = rows.table.stratify_col
     values, names = coded(rows, column, "stratify-col")
     _require_values(rows, column, base, values[base], names)
-    numbers = as_numbers(names) if len(names) > MOST_STRATA else None
-    if numbers is not None:
+    numbers = as_numbers(names)
+    if numbers is not None and not are_classes(numbers):
         inner = np.quantile(numbers[values[base]], np.arange(1, QUANTILES) / QUANTILES)
         values = np.searchsorted(np.unique(inner), numbers, side="right")[values]
         found = len(np.unique(values[base]))
@@ -211,11 +223,12 @@ def coded(rows: Rows, column: str, flag: str = "") -> tuple[np.ndarray, list[str
             f"{rows.names[0]}, column '{column}': expected one value per row, found values of type "
             f"{values.type}"
         )
-    values = values.dictionary_encode("encode").unify_dictionaries()
+    values = values.dictionary_encode().unify_dictionaries()
     places: dict[str, int] = {}
     cells = values.chunk(0).dictionary.to_pylist() if len(rows) else []
+    codes = [chunk.indices.fill_null(len(cells)).to_numpy() for chunk in values.chunks]
+    cells += [None] * bool(values.null_count)
     known = np.array([places.setdefault(_text(cell), len(places)) for cell in cells], np.int64)
-    codes = [chunk.indices.to_numpy() for chunk in values.chunks]
     return known[np.concatenate([NO_ROWS, *codes])], list(places)
 
 
@@ -223,6 +236,14 @@ def _text(cell: Any) -> str:
     if cell is None or cell != cell:  # NaN differs from itself
         return ""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+
+
+def are_classes(numbers: np.ndarray) -> bool:
+    """Different numbers are few, or whole ones that fill half of 0 to the largest or more."""
+    if len(numbers) <= MOST_STRATA:
+        return True
+    are_whole = bool((numbers == np.floor(numbers)).all() and numbers.min() >= 0)
+    return are_whole and len(numbers) > numbers.max() / 2
 
 
 def as_numbers(names: list[str]) -> np.ndarray | None:
@@ -234,9 +255,10 @@ def as_numbers(names: list[str]) -> np.ndarray | None:
     return None if np.isinf(numbers).any() else numbers
 
 
-def _by_value(values: list[Any], base: np.ndarray) -> Groups:
-    texts = np.array([str(values[i]) for i in base], dtype=object)
-    return {text: base[texts == text] for text in dict.fromkeys(texts)}
+def _kept(rows: Rows) -> np.ndarray:
+    """Which rows have one of the classes that are kept as their first label, (N,) bool."""
+    codes, names = coded(rows, rows.table.y_cols[0])
+    return np.isin(names, rows.table.keep_classes)[codes]
 
 
 def _named(
@@ -293,13 +315,11 @@ def _fold(
 ) -> tuple[cut.Splits, str]:
     table, train = rows.table, splits["train"]
     if table.keep_classes:
-        labels = rows.values(table.y_cols[0])
-        train = cut.keep_classes({"train": train}, labels, table.keep_classes)["train"]
+        train = train[_kept(rows)[train]]
     if table.fold_col:
-        values = rows.values(table.fold_col, "fold-col")
-        folds = cut.named_folds(
-            [values[i] for i in train], table.folds, lambda at: rows.where(int(train[at]))
-        )
+        codes, names = coded(rows, table.fold_col, "fold-col")
+        values = np.array(names)[codes[train]]
+        folds = cut.named_folds(values, table.folds, lambda at: rows.where(int(train[at])))
         origin = f"of column '{table.fold_col}'"
     elif condition:
         folds = cut.conditional_folds(condition, train, table.folds, table.split_seed)

@@ -106,9 +106,9 @@ PLURAL = {"x_col": "sequences", "y_cols": ("labels",)}  # names of columns
 
 def _nt(task: str, what: str) -> Entry:
     hub = "InstaDeepAI/nucleotide_transformer_downstream_tasks"
-    table = Table(name=f"nt_{task.lower()}", path=hub, subset=task, **CARVED)
+    table = Table(name=f"nt_{task.lower()}", path=hub, only=(f"task={task}",), **CARVED)
     group = "Nucleotide Transformer benchmark"
-    return Entry(table, group, "dna", what, CLASSES, "mcc", "", UNKNOWN, NT_PAPER, note=HAS_SCRIPT)
+    return Entry(table, group, "dna", what, CLASSES, "mcc", "", UNKNOWN, NT_PAPER, note=ONE_TABLE)
 
 
 def _gue(task: str, what: str) -> Entry:
@@ -226,10 +226,7 @@ NEEDS_ALIGNMENTS = (
     "its Parquet files are as large as those without alignments: see its page for how the columns "
     "msa and str_emb are added"
 )
-HAS_SCRIPT = (
-    "FASTA files that a script of the repository reads, which `datasets` runs up to version 3; "
-    "with a later one save them as tables, columns sequence and label, and set --data.path"
-)
+ONE_TABLE = "all 18 tasks are one table, whose column `task` names that of a row"
 VALID_IS_TEST = (
     "the published run validates on the test fold: --data.valid-fold-offset 0; that its files are "
     "named as those of ProteinGYM-DMS was not checked"

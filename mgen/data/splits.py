@@ -148,12 +148,6 @@ def connected(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             return units
 
 
-def keep_classes(splits: Splits, labels: Sequence[str], kept: Sequence[str]) -> Splits:
-    """Drop the rows whose label (text, by row number) is not in `kept`; classes keep their ids."""
-    is_kept = np.isin(np.asarray(labels, dtype=object).astype(str), list(kept))
-    return {name: rows[is_kept[rows]] for name, rows in splits.items()}
-
-
 def random_folds(num_rows: int, num_folds: int, seed: int) -> list[np.ndarray]:
     """Positions 0..n-1 in `num_folds` random folds of n // k; the last one takes the rest too."""
     if not 2 <= num_folds <= num_rows:
@@ -176,7 +170,7 @@ def conditional_folds(
 
 
 def named_folds(
-    values: Sequence[str | int | float],
+    values: Sequence[str],
     num_folds: int,
     where: Callable[[int], str] = "position {}".format,
 ) -> list[np.ndarray]:
@@ -187,8 +181,8 @@ def named_folds(
     if num_folds < 2:
         raise InputError(f"--data.folds {num_folds}: expected 2 or more")
     expected = [str(i) for i in range(num_folds)]
-    texts = np.array([_fold_name(value) for value in values])
-    found = set(texts.tolist())
+    texts = np.asarray(values)
+    found = set(np.unique(texts).tolist())
     if found != set(expected):
         gaps = [name for name in expected if name not in found]
         odd = np.flatnonzero(~np.isin(texts, expected))
@@ -221,11 +215,6 @@ def by_fold(
         "valid": rows[folds[valid_fold]] if valid else rows[none],
         "test": rows[folds[fold]],
     }
-
-
-def _fold_name(value: str | int | float) -> str:
-    # A column of whole numbers with gaps is often stored as floats: 2.0 is fold 2.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _listed(names: set[str], most: int = 10) -> str:

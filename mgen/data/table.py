@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,7 @@ class Table(Choice):
     strands: Literal["forward", "augment", "average", "both"] = (
         "forward"  # of DNA; augment: training turns half of the rows; average: predict both's mean
     )
+    only: tuple[str, ...] = ()  # COLUMN=VALUE: use only the rows where that holds, all of them
     keep_classes: tuple[str, ...] = ()  # use only rows whose (first) label is one of these
     truth_col: str = ""  # noise-free labels, where a simulated table has them: the ceiling
 
@@ -169,6 +171,23 @@ class Rows:
         for name, rows in self.splits.items():
             digest.update(name.encode() + rows.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def used(self) -> np.ndarray:
+        """The numbers of the rows that `only` lets pass. Raises InputError if there are none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = [condition.partition("=")[::2] for condition in self.table.only]
+        if wrong := [text for text in self.table.only if "=" not in text]:
+            raise InputError(f"--data.only {wrong[0]}: expected COLUMN=VALUE")
+        found = [np.arange(len(self)) if not wanted else np.zeros(0, dtype=np.int64)]
+        for numbers, block in self.chunks([column for column, _ in wanted]) if wanted else ():
+            passes = [pc.equal(block[column].cast(pa.string()), value) for column, value in wanted]
+            found.append(numbers[pc.fill_null(functools.reduce(pc.and_, passes), False).to_numpy()])
+        used = np.concatenate(found)
+        if not len(used):
+            raise InputError(f"{self.names[0]}: no row has {' and '.join(self.table.only)}")
+        return used
 
     def where(self, row: int) -> str:
         """A row's file and number in it, for messages."""
