@@ -134,7 +134,7 @@ def _read_duckdb(path: Path, query: str) -> Iterator[pa.RecordBatch]:
             statements = connection.extract_statements(query)
             if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
                 raise InputError(f"{path}: {ONE_SELECT}")
-            reader = connection.execute(statements[0]).to_arrow_reader(BLOCK_ROWS)
+            reader = connection.sql(query).to_arrow_reader(BLOCK_ROWS)
             reject_duplicates(path, reader.schema.names)
             schema = plain_types(reader.schema)
             for batch in reader:

@@ -115,37 +115,32 @@ def _read_delimited(path: Path, file: IO[bytes], delimiter: str) -> Batches:
             column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False
         ),
     }
+    _reject_lone_returns(path, file)
+    # Not `file`: a thread of Arrow's that is in Python when Python ends aborts the process.
+    compression = "gzip" if path.suffix.lower() == ".gz" else None
     first_row = 1
     try:
-        for batch in csv.open_csv(_Checked(path, file), **options):
+        source = pa.input_stream(str(path), compression=compression)
+        for batch in csv.open_csv(source, **options):
             yield _decoded(path, batch, first_row)
             first_row += batch.num_rows
     except pa.ArrowInvalid as error:
         raise InputError(f"{path}{_csv_problem(str(error), len(names))}") from None
 
 
-class _Checked:
-    """A file as it is read by Arrow, which takes a lone carriage return for a line end.
-
-    Outside quotes one is an error: it would cut a row in two, or join a file's rows to one line.
-    """
-
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self.path, self.file, self.closed = path, file, False
-        self.ends_in_return, self.is_checked = False, False
-
-    def read(self, size: int) -> bytes:
-        block = self.file.read(size)
-        text = b"\r" + block if self.ends_in_return else block
-        self.ends_in_return = block.endswith(b"\r")
-        if not self.is_checked and b"\r" in text and LONE_RETURN.search(text):
-            self.is_checked = True  # all of the file, in a pass of its own
-            with _opened(self.path) as again:
-                _reject_lone_returns(self.path, again)
-        return block
-
-
 def _reject_lone_returns(path: Path, file: IO[bytes]) -> None:
+    """Raise InputError for a carriage return that ends no line: Arrow would cut the row there.
+
+    Within quotes one is text.
+    """
+    last = b""
+    while block := file.read(BLOCK_BYTES):
+        if LONE_RETURN.search(last + block):
+            break
+        last = block[-1:] if block.endswith(b"\r") else b""
+    else:
+        return
+    file.seek(0)
     row, is_quoted = 0, False
     while line := file.readline(BLOCK_BYTES):  # the pieces of a longer line do as well
         parts = line.split(b'"')
