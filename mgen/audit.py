@@ -18,6 +18,7 @@ from mgen.data.leakage import Report, report
 from mgen.figures.tables import STYLE, bars, steps
 from mgen.report import console, number, print_table
 
+NEAR = 0.9  # identity from which two sequences are nearly the same
 MOST_LINES = 20  # classes or letters in a table
 COLOURS = {"serious": "red", "look": "yellow", "note": "dim"}
 PAGE = """<!doctype html>
@@ -51,7 +52,7 @@ class Check:
     """What a table and its splits leak."""
 
     data: Table = Table()
-    near: float = 0.9  # identity from which two sequences are nearly the same
+    near: float = NEAR  # identity from which two sequences are nearly the same
     out: str = ""  # folder of report.json and report.html; default: runs/check/NAME
 
 
@@ -137,7 +138,7 @@ def page(title: str, found: Report) -> str:
     ]
     for name, histogram in found.histograms.items():
         body.append(f"<h2>{escape(name)}</h2>")
-        body.append(steps(histogram["edges"], histogram["shares"], name))
+        body.append(steps(histogram["edges"], histogram["shares"], histogram["axis"]))
     for column, label in found.labels.items():
         if counts := {s: v["counts"] for s, v in label["splits"].items() if "counts" in v}:
             names = list(next(iter(counts.values())))[:MOST_LINES]

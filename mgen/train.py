@@ -57,6 +57,7 @@ class Launch:
     calibrated: bool = False  # use calibration.json: temperature, thresholds; validate: measure it
     threshold: Literal["mcc", "f1", "balanced_accuracy"] = "mcc"  # what --calibrated maximises
     interval: float = 0.0  # share of rows that intervals of numbers shall hold; 0: no intervals
+    check: bool = False  # check data, backbone and task, say what the splits leak, then stop
     dry_run: bool = False  # print the settings, sizes and one batch's shapes, then stop
 
 
@@ -158,10 +159,10 @@ class Session:
         for column in self.launch.columns:
             if column not in (known := self.rows.columns):
                 raise InputError(f"--columns {column}: no such column.{nearest(column, known)}")
-        notes = self.task.check_use(self.rows, splits)
-        notes += self.task.check(self.rows, splits, labelled=self.verb != "predict")
         if self.rows.plan:
             console.print(self.rows.plan)
+        notes = self.task.check_use(self.rows, splits)
+        notes += self.task.check(self.rows, splits, labelled=self.verb != "predict")
         for note in notes:
             warn(note)
 
@@ -319,6 +320,8 @@ def _fit(session: Session) -> int:
                 f"--train.monitor {monitor}: no such metric.{nearest(monitor, known)} "
                 f"There are {', '.join(known)}"
             )
+    if launch.check:
+        return _check(session)
     folder, resumed = run_folder(to_yaml(session.cfg), launch, session.recipe, session.rows)
     if (folder / "results.json").exists():
         console.print(f"{folder} is finished; results.json holds its metrics")
@@ -366,6 +369,8 @@ def _apply(session: Session) -> int:
     if launch.dry_run:
         return _dry_run(session)
     session.join()
+    if launch.check:
+        return _check(session)
     folder = (
         Path(launch.run)
         if launch.run
@@ -431,6 +436,20 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
     if session.verb == "validate" and session.launch.calibrated:
         drawn += session.calibrate(folder, compared)
     return values | yardsticks, [*files, *drawn]
+
+
+def _check(session: Session) -> int:
+    """What the splits leak, and that nothing stands in the way."""
+    from mgen.audit import NEAR, say
+    from mgen.data.leakage import report
+
+    rows, data = session.rows, session.cfg.data
+    if session.is_main and len(rows.splits.get("train", ())) and data.x_col in rows.columns:
+        say(report(rows, NEAR, data.split_seed))
+    named = ", ".join(getattr(session.cfg, name).name for name in session.task.tokenizers)
+    count = len(np.unique(np.concatenate(list(rows.splits.values()))))
+    console.print(f"{session.recipe}: {count:,} rows, the task and {named} fit together")
+    return 0
 
 
 def _dry_run(session: Session) -> int:

@@ -52,6 +52,7 @@ LAYERS = {
         "report",
     },
     "train": {
+        "audit",
         "calibration",
         "ensemble",
         "tuning",

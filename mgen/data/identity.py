@@ -188,23 +188,29 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The estimated identity of each held-out sequence with the most alike one of `blocks` (n,).
 
-    `blocks`: row numbers and sequences, in any number. Also the row number of that one (-1: none
-    shares a k-mer) and the k, which is best for identities about `identity`: the estimate is 0
-    where the two are so different that they share fewer than two k-mers.
+    `blocks`: row numbers and sequences. Also the row number of that one (-1: none is alike), and
+    the k, which is best for identities about `identity`: the estimate is 0 where two sequences
+    share fewer than two k-mers. A sequence that found one at least `identity` alike looks no
+    further.
     """
-    words = Words.of(held_out, identity, can=0)
+    words = Words.of(held_out, identity, refuses=False)
     index = Index.of(words, held_out, np.arange(len(held_out)))
     likeness, rows = np.zeros(len(held_out)), np.full(len(held_out), -1, dtype=np.int64)
     for numbers, sequences in blocks:
-        for start in range(0, len(numbers), BATCH):
-            some = np.arange(start, min(start + BATCH, len(numbers)))
+        for start in range(0, len(numbers), BATCH // 8):
+            some = np.arange(start, min(start + BATCH // 8, len(numbers)))
             block = Index.of(words, sequences[some], numbers[some])
             for at, part in _likeness(block, index):
                 best = part.argmax(0)
-                value = part[best, np.arange(part.shape[1])]
-                better = value > likeness
-                likeness[better] = value[better]
-                rows[better] = block.names[at + best[better]]
+                value = part[best, np.arange(len(index))]
+                better = np.flatnonzero(value > likeness[index.names])
+                likeness[index.names[better]] = value[better]
+                rows[index.names[better]] = block.names[at + best[better]]
+            looking = np.flatnonzero(likeness[index.names] < identity)
+            if not len(looking):
+                return likeness, rows, words.k
+            if len(looking) < 0.8 * len(index):  # an index is dear to make
+                index = index.take(looking)
     return likeness, rows, words.k
 
 
@@ -219,13 +225,13 @@ class Words:
     k: int
 
     @staticmethod
-    def of(sequences: Letters, identity: float, can: int = 1) -> Words:
+    def of(sequences: Letters, identity: float, refuses: bool = True) -> Words:
         """The k-mers that tell pairs of this identity from chance.
 
         The longest of which two such sequences of mean length L should share ENOUGH, and no shorter
         than ceil(log_a(99 L)), for which a random one lies in a sequence with odds of 1 to 99 (a
-        letters; Ondov et al. 2016, equation 2). Raises InputError, if it `can`, where sequences
-        less alike would pass by chance.
+        letters; Ondov et al. 2016, equation 2). `refuses`: raise InputError where sequences less
+        alike than that would pass by chance.
         """
         alphabet = NUCLEOTIDES if sequences.are_nucleotides else RESIDUES
         strands, longest = (2 if alphabet == NUCLEOTIDES else 1), LONGEST_WORD[alphabet]
@@ -239,7 +245,7 @@ class Words:
         number = max(mean - k + 1, 1.0)
         chance = number * number * strands / len(alphabet) ** k
         floor = min((chance + 5 * math.sqrt(chance) + 2) / number, 1.0) ** (1 / k)
-        if can and identity < floor:
+        if refuses and identity < floor:
             raise InputError(
                 f"--data.identity {identity:g}: {k}-mers of sequences of {mean:.0f} letters tell "
                 f"identities above {floor:.2f} from chance. Set at least that, or install MMseqs2 "

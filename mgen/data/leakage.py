@@ -7,8 +7,9 @@ sequences two differ but collide with probability 3e-6.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from mgen.config import InputError
 from mgen.data import check
-from mgen.data.assigning import MOST_STRATA, coded
+from mgen.data.assigning import are_classes, coded
 from mgen.data.identity import RESIDUES, Letters, joined, letters, nearest
 from mgen.data.labels import class_name
 from mgen.data.table import Rows
@@ -54,7 +55,7 @@ class Report:
         overlaps: rows of a split that occur in another.
         nearest: per held-out split how alike its rows are to the most alike training row.
         labels: per label column what it is and how it is spread over the splits.
-        histograms: per title `edges` (b + 1,) and per split the `shares` (b,) of its rows.
+        histograms: per title the `axis`, `edges` (b + 1,) and per split `shares` (b,) of its rows.
         letters: letters by falling count; those that are not expected have a `first` row.
     """
 
@@ -122,11 +123,10 @@ class _Sequences:
             if self.is_nucleic:
                 ahead = [text.replace(b"U", b"T") for text in texts.texts()]
                 back = [text.translate(COMPLEMENT)[::-1] for text in ahead]
-                self.hashes[numbers] = [hash(text) for text in ahead]
-                back_hashes = np.array([hash(text) for text in back])
-                self.both[numbers] = np.minimum(self.hashes[numbers], back_hashes)
+                self.hashes[numbers] = _hashes(ahead)
+                self.both[numbers] = np.minimum(self.hashes[numbers], _hashes(back))
             else:
-                self.hashes[numbers] = [hash(text) for text in texts.texts()]
+                self.hashes[numbers] = _hashes(texts.texts())
 
     def _blocks(self, indices: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Letters]]:
         column = self.rows.table.x_col
@@ -174,7 +174,7 @@ class _Sequences:
         spread = _spread(self.lengths.astype(float), self.used)
         found.facts["lengths"] = spread
         _say_drift("sequence lengths", spread, found)
-        found.histograms["length in letters"] = _histogram(self.lengths, self.used)
+        found.histograms["length in letters"] = _histogram("letters", self.lengths, self.used)
         return is_nucleic
 
     def _filled(self, names: list[str]) -> np.ndarray:
@@ -229,7 +229,7 @@ class _Sequences:
         )
 
     def neighbours(self, near: float, seed: int) -> None:
-        """How alike held-out rows are to the most alike training row, by shared k-mers."""
+        """How alike held-out rows are to training rows, by shared k-mers."""
         train, shares = self.used["train"], {}
         edges = np.linspace(0, 1, 21)
         for name in [name for name in HELD_OUT if name in self.used]:
@@ -269,7 +269,9 @@ class _Sequences:
             )
         if shares:
             title = "identity with the most alike training row"
-            self.found.histograms[title] = {"edges": edges.tolist(), "shares": shares}
+            axis = f"identity; from {near:g} on with the first row found"
+            histogram = {"axis": axis, "edges": edges.tolist(), "shares": shares}
+            self.found.histograms[title] = histogram
 
 
 def _groups(rows: Rows, used: Used, found: Report) -> None:
@@ -287,6 +289,12 @@ def _groups(rows: Rows, used: Used, found: Report) -> None:
                 f"{count:,} groups of column '{column}' are in {name} and in train: "
                 f"{shared.sum():,} of {len(shared):,} {name} rows",
             )
+
+
+def _hashes(texts: Iterable[bytes]) -> np.ndarray:
+    """64 bits of each text's hash, the same in every process: what is shown shall not change."""
+    joined_ = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return np.frombuffer(joined_, dtype="<i8")
 
 
 def _where(rows: Rows, row: int) -> str:
@@ -323,7 +331,7 @@ def _label(rows: Rows, column: str, used: Used, sequences: _Sequences, found: Re
     if label.kind == "numbers":
         lines = _spread(label.values, used)
         _say_drift(f"labels '{column}'", lines, found)
-        found.histograms[f"label {column}"] = _histogram(label.values, used)
+        found.histograms[f"label {column}"] = _histogram(column, label.values, used)
     elif label.kind == "classes":
         lines = _balance(rows, column, label, used, found)
     else:
@@ -334,7 +342,7 @@ def _label(rows: Rows, column: str, used: Used, sequences: _Sequences, found: Re
 
 
 def _read(rows: Rows, column: str, lengths: np.ndarray) -> _Values | None:
-    """Numbers if every cell is one; they are classes if there are few. None for lists."""
+    """Numbers if every cell is one; some are classes (`are_classes`). None for lists."""
     import pyarrow as pa
 
     values = np.full(len(rows), np.nan)
@@ -348,7 +356,7 @@ def _read(rows: Rows, column: str, lengths: np.ndarray) -> _Values | None:
     is_missing = ~np.isfinite(values)
     different = np.unique(values[~is_missing])
     names = {}
-    if len(different) <= MOST_STRATA:
+    if are_classes(different):
         names = {value: class_name(value) for value in different.tolist()}
     return _Values("classes" if names else "numbers", values, is_missing, names)
 
@@ -375,7 +383,7 @@ def _read_text(rows: Rows, column: str, lengths: np.ndarray) -> _Values:
     for numbers, block in rows.chunks([column]):
         coded_ = block.column(column).combine_chunks().dictionary_encode("encode")
         cells = [class_name("" if c is None else c) for c in coded_.dictionary.to_pylist()]
-        hashes = np.array([hash(cell) for cell in cells], dtype=np.int64)
+        hashes = _hashes(cell.encode() for cell in cells)
         codes = coded_.indices.to_numpy()
         values[numbers] = hashes[codes]
         is_missing[numbers] = np.array([not cell for cell in cells], dtype=bool)[codes]
@@ -396,7 +404,7 @@ def _balance(rows: Rows, column: str, label: _Values, used: Used, found: Report)
         for name, indices in used.items()
     }
     lines = {}
-    order = np.argsort(-sum(counts.values()), kind="stable")[:MOST_NAMED]
+    order = np.lexsort((names, -sum(counts.values())))[:MOST_NAMED]
     for name, number in counts.items():
         lines[name] = {
             "rows": int(number.sum()),
@@ -530,13 +538,13 @@ def _say_drift(what: str, lines: dict[str, dict[str, Any]], found: Report) -> No
         for measure in ("Kolmogorov-Smirnov", "total variation"):
             distance, p = line.get(measure, 0.0), line.get("p")
             if distance > DRIFT and (p is None or p < UNLIKELY):
-                chance = "" if p is None else f", p {p:.2g}"
+                chance = "" if p is None else f", p {p:.2g}" if p else ", p below 1e-300"
                 found.add(
                     "look", f"{what} of {name} and train differ: {measure} {distance:.3g}{chance}"
                 )
 
 
-def _histogram(values: np.ndarray, used: Used) -> dict[str, Any]:
+def _histogram(axis: str, values: np.ndarray, used: Used) -> dict[str, Any]:
     """Shares of rows in bins; the outer ones hold the 0.5 % of values beyond either end."""
     everywhere = np.concatenate([values[indices] for indices in used.values()] or [np.zeros(1)])
     low, high = np.quantile(everywhere, (0.005, 0.995))
@@ -547,4 +555,4 @@ def _histogram(values: np.ndarray, used: Used) -> dict[str, Any]:
         name: (np.histogram(values[i].clip(low, high), edges)[0] / len(i)).tolist()
         for name, i in used.items()
     }
-    return {"edges": edges.tolist(), "shares": shares}
+    return {"axis": axis, "edges": edges.tolist(), "shares": shares}

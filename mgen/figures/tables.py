@@ -1,6 +1,6 @@
 """Figures of tables as SVG text for one HTML page: light and dark, readable on a phone.
 
-Each series has the colour of its place (`STYLE`), told apart with any colour vision (Okabe & Ito).
+Each split has its colour and dashes (`STYLE`), told apart with any colour vision (Okabe & Ito).
 Drawn for a width of 360 pixels and scaled up from there.
 """
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
+SPLITS = ("train", "valid", "test")
 WIDTH, LEFT, RIGHT = 360, 44, 10
 STYLE = """
 :root { --ink: #1b1f24; --paper: #ffffff; --faint: #d4d9df; --soft: #57606a;
@@ -25,7 +26,7 @@ svg .line { fill: none; stroke-width: 1.8; }
 
 
 def steps(edges: Sequence[float], series: Mapping[str, Sequence[float]], label: str) -> str:
-    """Histograms as step lines over one axis: `edges` (b + 1,), shares (b,) of each series."""
+    """Histograms as step lines over one axis: `edges` (b + 1,), shares (b,) of each split."""
     top, base, height = 24, 150, 184
     low, high = edges[0], edges[-1]
     most = max((max(shares) for shares in series.values()), default=0) or 1
@@ -44,29 +45,28 @@ def steps(edges: Sequence[float], series: Mapping[str, Sequence[float]], label: 
         value = low + (high - low) * place
         parts.append(_text(x(value), base + 15, _number(value), anchor))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, base + 31, label, "middle"))
-    for i, shares in enumerate(series.values()):
+    for split, shares in series.items():
         line = f"M{x(low):.1f} {base}"
         for (start, end), share in zip(pairwise(edges), shares, strict=True):
             line += f"L{x(start):.1f} {y(share):.1f}H{x(end):.1f}"
-        parts.append(f'<path class="line c{i}" d="{line}V{base}"/>')
+        parts.append(f'<path class="line c{SPLITS.index(split)}" d="{line}V{base}"/>')
     return _svg(height, label, parts)
 
 
 def bars(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> str:
-    """One group of bars per name, one bar per series: its share of that name."""
-    group, bar = 10 * len(series) + 20, 8
+    """One group of bars per name, one bar per split: its share of that name."""
+    pitch, bar = 12, 9
+    group = pitch * len(series) + 22
     top, most = 24, max((max(shares, default=0) for shares in series.values()), default=0) or 1
     parts = [_legend(list(series))]
     for row, name in enumerate(names):
         y = top + row * group
         parts.append(_text(0, y + 10, name if len(name) <= 40 else name[:39] + "…", "start"))
-        for i, shares in enumerate(series.values()):
-            width = (WIDTH - 50) * shares[row] / most
-            at = y + 14 + i * 10
-            parts.append(
-                f'<rect class="f{i}" x="0" y="{at}" width="{max(width, 0.5):.1f}" height="{bar}"/>'
-            )
-            parts.append(_text(width + 4, at + 8, f"{shares[row]:.1%}", "start"))
+        for i, (split, shares) in enumerate(series.items()):
+            width, at = max((WIDTH - 50) * shares[row] / most, 0.5), y + 15 + i * pitch
+            place = f'x="0" y="{at}" width="{width:.1f}" height="{bar}"'
+            parts.append(f'<rect class="f{SPLITS.index(split)}" {place}/>')
+            parts.append(_text(width + 4, at + bar, f"{shares[row]:.1%}", "start"))
     return _svg(top + len(names) * group, label, parts)
 
 
@@ -75,9 +75,10 @@ def _svg(height: int, label: str, parts: Sequence[str]) -> str:
     return head + "".join(parts) + "</svg>"
 
 
-def _legend(names: Sequence[str]) -> str:
+def _legend(splits: Sequence[str]) -> str:
     parts, x = [], 0
-    for i, name in enumerate(names):
+    for name in splits:
+        i = SPLITS.index(name)
         parts.append(f'<path class="line c{i}" d="M{x} 9h18"/>' + _text(x + 22, 13, name, "start"))
         x += 38 + 7 * len(name)
     return "".join(parts)
