@@ -20,7 +20,7 @@ from mgen.data.assigning import NO_ROWS, assign
 from mgen.data.places import BUNDLED_PREFIX, HUB_PREFIX, SHARED_PREFIX, hub_folder, local_file
 from mgen.data.table import Rows, Table
 from mgen.data.variants import VERSION, mutated_batches, read_wild_type
-from mgen.io.arrow import DAMAGED, is_mappable, saved_parts
+from mgen.io.arrow import damaged, is_mappable, saved_parts
 from mgen.io.files import content_digest, kept
 from mgen.io.remote import is_remote, remote_files, without_query
 from mgen.io.tables import BLOCK_ROWS, FASTA, READERS, Batches, is_table, read, table_format
@@ -208,7 +208,7 @@ class _Opener:
         try:
             return datasets.Dataset.from_file(str(place)), content_digest(place)
         except (ValueError, OSError) as error:  # those of Arrow are among them
-            raise InputError(f"{place}: {DAMAGED} {error})") from None
+            raise InputError(damaged(place, error)) from None
 
     def _saved(self, folder: str, split: str, shards: list[Path]) -> Part:
         """A split of a folder that `datasets` saved, its files used where they lie."""
@@ -298,14 +298,14 @@ def _hub_problem(table: Table, path: str, error: Exception) -> str:
             f"{path}: {missing}; subsets are {', '.join(names)}."
             f"{nearest(table.subset, names)} Set --data.subset."
         )
-    if "revision" in words:
-        return f"{path}: no revision '{table.revision}' ({said}). Set --data.revision"
     near = _neighbour(local_file(path))
     if isinstance(error, ConnectionError) or "offline" in words or "connect" in words:
         return (
             f"{path}: no such file, and not to be had as a data set of the Hugging Face hub, which "
             f"cannot be reached ({said}).{near} If it is one, {HERE.format(path, path)}"
         )
+    if "revision" in words:
+        return f"{path}: no revision '{table.revision}' ({said}). Set --data.revision"
     return (
         f"{path}: no such file, and not to be had as a data set of the Hugging Face hub ({said})."
         f"{near} Check the name and --data.revision; a private one needs 'hf auth login'; or "
@@ -365,11 +365,11 @@ def _tables_of(path: str, place: Path, subset: str) -> list[str]:
     inside = sorted(place.iterdir())
     files = [file for file in inside if file.is_file() and is_table(file)]
     folders = [file.name for file in inside if file.is_dir()]
-    if not files:
+    if not files and not subset:
         below = f" It has folders: {', '.join(folders)}." if folders else ""
         raise InputError(f"{path}: a folder without a single table ({', '.join(READERS)}).{below}")
     if subset:
-        named = [*folders, *dict.fromkeys(_stem(file) for file in files)]
+        named = list(dict.fromkeys([*folders, *map(_stem, files)]))
         files = [file for file in files if _stem(file) == subset]
         if not files:
             raise InputError(

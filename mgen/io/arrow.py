@@ -27,12 +27,13 @@ def arrow_stream(path: Path, file: IO[bytes]) -> pa.RecordBatchReader:
         with path.open("rb") as again:
             again.seek(-len(end), 2)
             if again.read() != end:
-                raise InputError(f"{path}: {DAMAGED}; its end is missing)")
+                raise InputError(damaged(path, "its end is missing"))
     file.seek(len(FILE_MAGIC) if is_file else 0)
     return pa.ipc.open_stream(file)
 
 
-DAMAGED = "not an Arrow file, or a damaged one (was it copied or written to the end?"
+def damaged(path: Path, why: object) -> str:
+    return f"{path}: not an Arrow file, or a damaged one ({why}). Copy or save it anew."
 
 
 def is_mappable(path: Path) -> bool:
@@ -40,15 +41,19 @@ def is_mappable(path: Path) -> bool:
 
     Those of compressed files cannot, and not those of types that are converted when read.
     """
-    with path.open("rb") as file:
-        if path.suffix.lower() not in ARROW or file.read(len(FILE_MAGIC)) == FILE_MAGIC:
+    if path.suffix.lower() not in ARROW:
+        return False
+    with path.open("rb") as file, pa.memory_map(str(path)) as mapped:
+        if file.read(len(FILE_MAGIC)) == FILE_MAGIC:
             return False
         file.seek(0)
-        schema = arrow_stream(path, file).schema
-    with pa.memory_map(str(path)) as mapped:
-        whole = mapped.read_buffer()
+        try:
+            schema = arrow_stream(path, file).schema
+            batch = next(iter(pa.ipc.open_stream(mapped)), None)
+        except (pa.ArrowInvalid, OSError):
+            return False  # reading it says what is wrong
         mapped.seek(0)
-        batch = next(iter(pa.ipc.open_stream(mapped)), None)
+        whole = mapped.read_buffer()
         inside = range(whole.address, whole.address + whole.size + 1)
         buffers = [b for column in batch.columns for b in column.buffers()] if batch else []
         return schema == plain_types(schema) and all(b.address in inside for b in buffers if b)
@@ -103,4 +108,4 @@ def arrow_batches(path: Path, file: IO[bytes]) -> Iterator[pa.RecordBatch]:
         for batch in reader:
             yield batch.cast(schema)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: {DAMAGED} {error})") from None
+        raise InputError(damaged(path, error)) from None

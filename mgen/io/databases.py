@@ -28,9 +28,10 @@ ONE_SELECT = "--data.query must be one SELECT, which reads the file and nothing 
 
 def read_database(path: Path, file: IO[bytes], query: str = "") -> Iterator[pa.RecordBatch]:
     """Stream record batches of a query. Raises InputError for what cannot be read or run."""
-    head = file.read(20)
+    head = file.read(100)
     if head.startswith(b"SQLite format 3\0"):
         _reject_pending(path, "-wal", "-journal")
+        _reject_cut(path, head)
         # With a log of its own (2 in these bytes) SQLite would write beside the file, unless it is
         # told that nobody else changes it: the log is empty.
         yield from _read_sqlite(path, query, "&immutable=1" if 2 in head[18:20] else "")
@@ -51,6 +52,18 @@ def _reject_pending(path: Path, *suffixes: str) -> None:
                 f"{path}: {log.name} beside it holds changes that are not in the file yet. Close "
                 "the program that writes it, or copy the data out with that program."
             )
+
+
+def _reject_cut(path: Path, head: bytes) -> None:
+    """SQLite reads what is missing of its last page as zeros: its header tells the size."""
+    page, pages = int.from_bytes(head[16:18]), int.from_bytes(head[28:32])
+    size = (65536 if page == 1 else page) * pages
+    is_known = head[24:28] == head[92:96]  # the size was written by the last change
+    if is_known and path.stat().st_size < size:
+        raise InputError(
+            f"{path}: cannot be read: {path.stat().st_size:,} of {size:,} bytes are there. Copy it "
+            "anew."
+        )
 
 
 def _only_table(path: Path, names: list[str]) -> str:
@@ -121,7 +134,7 @@ def _read_duckdb(path: Path, query: str) -> Iterator[pa.RecordBatch]:
     try:
         import duckdb
     except ImportError:
-        raise ImportError(f"{path}: DuckDB files need a package: pip install duckdb") from None
+        raise InputError(f"{path}: DuckDB files need a package: pip install duckdb") from None
     settings = {"enable_external_access": "false", "lock_configuration": "true"}
     try:
         with duckdb.connect(str(path), read_only=True, config=settings) as connection:

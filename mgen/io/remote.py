@@ -98,7 +98,7 @@ def _system(url: str) -> tuple[Any, str]:
     return url_to_fs(url)
 
 
-def _problem(url: str, error: Exception) -> Exception:
+def _problem(url: str, error: Exception) -> InputError:
     """What to say of an error and what to do about it."""
     if isinstance(error, InputError):
         return error
@@ -106,7 +106,7 @@ def _problem(url: str, error: Exception) -> Exception:
     if isinstance(error, ImportError):
         package = PACKAGES.get(protocol, "")
         advice = f"pip install {package}" if package else str(error)
-        return ImportError(f"{url}: '{protocol}://' needs a package: {advice}")
+        return InputError(f"{url}: '{protocol}://' needs a package: {advice}")
     cause = error.__cause__ or error
     said = f"{type(cause).__name__}: {cause}".splitlines()[0]
     if isinstance(error, ValueError) and "Protocol not known" in said:
