@@ -82,6 +82,9 @@ def write_examples(folder: Path) -> None:
     _tsv(folder / "mutants.tsv", ["mutant", "fitness"], mutants)
     _fasta(folder / "wild_type.fasta", [["peptide", "MKLAEFVRKLGDWIKQHPNSVTAYCE"]])
     _fasta(folder / "genome.fasta", [["chr1", promoters[0][1]]])
+    sites = range(len(promoters[0][1]) - 6)
+    peaks = [f"chr1\t{i}\t{i + 6}\tpeak{i}\t{i % 7}\t{'+-'[i % 2]}\n" for i in sites]
+    (folder / "peaks.bed").write_text("".join(peaks))
     first = promoters[0][1][9]
     others = ",".join(base for base in "ACGT" if base != first)
     records = [

@@ -326,6 +326,12 @@ def test_a_query_that_is_no_select_of_the_file_is_refused(tmp_path, name, query,
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("query", ["pragma user_version", "pragma table_info(seqs)"])
+def test_what_sqlite_answers_beside_select_is_refused(tmp_path, query):
+    with pytest.raises(InputError, match="must be one SELECT"):
+        opened(sqlite_file(tmp_path / "t.db"), query=query)
+
+
 def test_a_query_reaches_no_other_file(tmp_path):
     write(tmp_path, "secret.csv", CSV)
     path = duckdb_file(tmp_path / "t.duckdb")
