@@ -680,6 +680,8 @@ def test_files_of_different_types_are_refused_by_name(tmp_path):
 def test_the_first_rows_of_a_file_are_read_aloud(tmp_path):
     rows = opened(write(tmp_path, "t.csv", CSV), max_rows=1)
     assert (len(rows), rows.plan) == (1, f"{tmp_path}/t.csv: the first 1 of 2 rows are read")
+    with pytest.raises(InputError, match="--data.max-rows -1"):
+        opened(tmp_path / "t.csv", max_rows=-1)
 
 
 # --------------------------------------------------------------------------- hub
@@ -734,6 +736,12 @@ def test_a_folder_stands_for_a_hub_data_set(tmp_path, monkeypatch, folder):
     assert rows.plan == f"owner/name: read from the folder {place}"
     assert len(rows) == 2
     assert taken("hf://datasets/owner/name@abc/sub/train.csv") == ["AC", "GT"]
+
+
+@pytest.mark.parametrize(("given", "asked"), [("", "@v1"), ("@v2", "@v2")])
+def test_a_file_of_a_hub_data_set_is_of_the_revision(given, asked):
+    with pytest.raises(InputError, match=f"hf://datasets/owner/name{asked}/t.csv: cannot be reach"):
+        opened(f"hf://datasets/owner/name{given}/t.csv", revision="v1")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def open_table(table: Table, split: bool) -> Rows:
     """Read all files, check the columns that the options name, and assign rows to splits."""
     if not (table.path or table.test_path):
         raise InputError("no data: set --data.path to a file, a folder or a hub data set")
+    if table.max_rows < 0:
+        raise InputError(f"--data.max-rows {table.max_rows}: expected a number of rows, or 0")
     intervals.check_options(table)
     opener = _Opener(table)
     parts, groups = [], {"path": {}, "valid_path": {}, "test_path": {}}
@@ -127,14 +129,13 @@ class _Opener:
             batches = read(path, self.table.query)
         if self.wild_type:
             batches = mutated_batches(path, batches, self.table, self.wild_type)
-        return (
-            intervals.located_batches(path, batches, self.table) if self.table.genome else batches
-        )
+        if self.table.genome:
+            batches = intervals.located_batches(path, batches, self.table)
+        return batches
 
     def parts(self, path: str) -> list[Part]:
         """The files or splits that a path names, which may be several joined by commas."""
-        table = self.table
-        subset = table.subset
+        table, subset = self.table, self.table.subset
         if "{subset}" in path:
             if not subset:
                 raise InputError(f"{path}: set --data.subset, which {{subset}} stands for")
@@ -143,11 +144,7 @@ class _Opener:
         name, count = Counter([part.name for part in found] or [""]).most_common(1)[0]
         if count > 1:
             raise InputError(f"{path}: it names {name} more than once")
-        if not table.max_rows:
-            return found
-        if table.max_rows < 0:
-            raise InputError(f"--data.max-rows {table.max_rows}: expected a number of rows, or 0")
-        return [self._first_rows(part) for part in found]
+        return [self._first_rows(part) for part in found] if table.max_rows else found
 
     def _first_rows(self, part: Part) -> Part:
         limit, size = self.table.max_rows, len(part.rows)
