@@ -491,7 +491,7 @@ def test_classes_in_lists_are_refused(refused):
         (["--data.test-fraction", "nan"], "t.csv: a share of rows must be at least 0 and below 1"),
         (["--data.valid-fraction", "0.99"], "t.csv: 16 rows cannot be divided"),
         (["--data.split-col", "label"], "t.csv, column 'label': no rows for train named 'train'"),
-        (["--data.keep-classes", "a"], "t.csv: no train rows"),
+        (["--data.keep-classes", "a"], "--data.keep-classes a: leaves no train row"),
         (["--backbone.max-length", "1"], "leaves no room for a sequence"),
         (["--train.monitor", "pearsn"], "no such metric. Did you mean 'pearson'?"),
         (["--train.batch-size", "0"], "expected"),
