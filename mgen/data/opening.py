@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,19 +13,25 @@ import numpy as np
 
 from mgen.config import InputError, nearest
 from mgen.data import intervals
-from mgen.data.arrow import cached, write_batches
+from mgen.data.arrow import cached
 from mgen.data.assigning import NO_ROWS, assign
-from mgen.data.places import BUNDLED_PREFIX, HUB_PREFIX, SHARED_PREFIX, hub_folder, local_file
+from mgen.data.hub_sets import hub_splits
+from mgen.data.places import (
+    BUNDLED_PREFIX,
+    HUB_PREFIX,
+    SHARED_PREFIX,
+    hub_folder,
+    local_file,
+    neighbour,
+)
 from mgen.data.table import Rows, Table
 from mgen.data.variants import VERSION, mutated_batches, read_wild_type
 from mgen.io.arrow import damaged, is_mappable, saved_parts
-from mgen.io.files import content_digest, kept
+from mgen.io.files import content_digest
 from mgen.io.remote import is_remote, remote_files, without_query
-from mgen.io.tables import BLOCK_ROWS, FASTA, READERS, Batches, is_table, read, table_format
+from mgen.io.tables import FASTA, READERS, Batches, is_table, read, table_format
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # how the hub names the files of one split
-HERE = "download it elsewhere with 'hf download {} --repo-type dataset --local-dir DIR' and set "
-HERE += "--data.path DIR, or put DIR at $MGEN_SHARED/data/{}"
 
 
 class Part(NamedTuple):
@@ -160,7 +164,9 @@ class _Opener:
         if _is_hub_id(piece):
             folder = hub_folder(piece)
             if folder is None:
-                return self._hub(piece)
+                found, said = hub_splits(self.table, piece)
+                self.said += said
+                return [Part(f"{piece} [{split}]", split, *rows, True) for split, *rows in found]
             self.said.append(f"{piece}: read from the folder {folder}")
             piece = str(folder)
         place = local_file(piece)
@@ -215,100 +221,6 @@ class _Opener:
         dataset = _joined([str(shard) for shard in shards], list(rows))
         return Part(name, split or _stem(folder), dataset, digest, bool(split))
 
-    def _hub(self, path: str) -> list[Part]:
-        import datasets
-
-        table = self.table
-        for option in ("wild_type", "genome", "query"):
-            if getattr(table, option):
-                raise InputError(
-                    f"--data.{option.replace('_', '-')}: it needs rows of files; "
-                    f"{HERE.format(path, path)}"
-                )
-        options = {"name": table.subset or None, "revision": table.revision}
-        try:
-            if table.max_rows:
-                return self._streamed(path, options)
-            found = datasets.load_dataset(path, **options)
-        except InputError:
-            raise
-        except Exception as error:  # of datasets, the hub's client or what either builds on
-            raise InputError(_hub_problem(table, path, error)) from error
-        return [
-            Part(f"{path} [{name}]", name, rows, rows._fingerprint, True)
-            for name, rows in found.items()
-        ]
-
-    def _streamed(self, path: str, options: dict[str, Any]) -> list[Part]:
-        """The first rows of each split, kept by the commit that they are of."""
-        import datasets
-        from huggingface_hub import HfApi
-
-        commit = HfApi().dataset_info(path, revision=options["revision"]).sha
-        found = datasets.load_dataset(path, streaming=True, **options)
-        parts, limit = [], self.table.max_rows
-        for name, rows in found.items():
-            facts = repr((path, self.table.subset, commit, name, limit))
-            digest = hashlib.sha256(facts.encode()).hexdigest()
-            write = functools.partial(self._write_first, path=f"{path} [{name}]", rows=rows)
-            file = kept("tables", f"{digest}.arrow", write)
-            part = datasets.Dataset.from_file(str(file))
-            if len(part) == limit:
-                self.said.append(f"{path} [{name}]: the first {limit:,} rows are read")
-            parts.append(Part(f"{path} [{name}]", name, part, digest, True))
-        return parts
-
-    def _write_first(self, target: Path, path: str, rows: Any) -> None:
-        def batches() -> Iterator[Any]:
-            num_rows = 0
-            try:
-                first = rows.take(self.table.max_rows).with_format("arrow")
-                for block in first.iter(BLOCK_ROWS):
-                    num_rows += len(block)
-                    yield from block.combine_chunks().to_batches()
-            except Exception as error:  # as in `_hub`
-                raise InputError(_hub_problem(self.table, path, error)) from error
-            if not num_rows:
-                raise InputError(f"{path}: it has no rows")
-
-        write_batches(target, batches())
-
-
-def _hub_problem(table: Table, path: str, error: Exception) -> str:
-    """What to say of an error of the hub, and what to do about it."""
-    said = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
-    words = said.lower()
-    if "gated" in words or "authenticated" in words or "401" in words:
-        return (
-            f"{path}: a data set of the Hugging Face hub that needs a login ({said}). Accept its "
-            f"terms at https://huggingface.co/datasets/{path}, then run 'hf auth login'"
-        )
-    if "script" in words or "trust_remote_code" in words:
-        return (
-            f"{path}: the data set comes as a program, which is not run ({said}). Try the hub's "
-            "own conversion, --data.revision refs/convert/parquet"
-        )
-    if listed := re.search(r"(?:available configs|Available): \[(.*?)\]", said):
-        missing = f"no subset '{table.subset}'" if table.subset else "it has several subsets"
-        names = re.findall(r"'([^']*)'", listed[1])
-        return (
-            f"{path}: {missing}; subsets are {', '.join(names)}."
-            f"{nearest(table.subset, names)} Set --data.subset."
-        )
-    near = _neighbour(local_file(path))
-    if isinstance(error, ConnectionError) or "offline" in words or "connect" in words:
-        return (
-            f"{path}: no such file, and not to be had as a data set of the Hugging Face hub, which "
-            f"cannot be reached ({said}).{near} If it is one, {HERE.format(path, path)}"
-        )
-    if "revision" in words:
-        return f"{path}: no revision '{table.revision}' ({said}). Set --data.revision"
-    return (
-        f"{path}: no such file, and not to be had as a data set of the Hugging Face hub ({said})."
-        f"{near} Check the name and --data.revision; a private one needs 'hf auth login'; or "
-        f"{HERE.format(path, path)}"
-    )
-
 
 def _as_named(table: Table, name: str, part: Any) -> Any:
     """A FASTA's sequences and identifiers under the names that the options give such columns."""
@@ -355,7 +267,7 @@ def _files(path: str, subset: str) -> list[str]:
             f"{path}: no file {place}. It is not part of the repository: mgen show data NAME says "
             "where a named data set comes from; put it there, or set MGEN_SHARED"
         )
-    raise InputError(f"{path}: no such file.{_neighbour(place)}")
+    raise InputError(f"{path}: no such file.{neighbour(place)}")
 
 
 def _tables_of(path: str, place: Path, subset: str) -> list[str]:
@@ -374,12 +286,6 @@ def _tables_of(path: str, place: Path, subset: str) -> list[str]:
                 f"{nearest(subset, named)} Set --data.subset."
             )
     return [str(file) for file in files]
-
-
-def _neighbour(place: Path) -> str:
-    if not place.parent.is_dir():
-        return f" There is no folder {place.parent}."
-    return nearest(place.name, [file.name for file in place.parent.iterdir()])
 
 
 def _stem(file: str | Path) -> str:

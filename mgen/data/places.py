@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from mgen.config import nearest
 from mgen.io.remote import fetched, is_remote
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -35,3 +36,10 @@ def hub_folder(name: str) -> Path | None:
     """The folder owner/name or owner__name of $MGEN_SHARED/data: a hub data set without network."""
     folders = (shared_folder() / name, shared_folder() / name.replace("/", "__"))
     return next((folder for folder in folders if "/" in name and folder.is_dir()), None)
+
+
+def neighbour(place: Path) -> str:
+    """What is missing on the way to a place: its folder, or a file of nearly that name."""
+    if not place.parent.is_dir():
+        return f" There is no folder {place.parent}."
+    return nearest(place.name, [file.name for file in place.parent.iterdir()])
