@@ -1,6 +1,7 @@
 """Splits equal the published ones, and every row lands where the options say."""
 
 import json
+import time
 
 import datasets
 import numpy as np
@@ -256,3 +257,181 @@ def test_values_of_a_column_with_gaps_over_several_blocks_are_coded(tmp_path):
     rows = Table(path=str(tmp_path / "a")).open(split=False)
     codes, names = coded(rows, "v")
     assert [names[code] for code in codes] == ["1", "", "", "2", "1"]
+
+
+# --------------------------------------------------------------------------- under a condition
+
+
+def parts_of(rows, column: str) -> dict[str, list]:
+    """The values of a column in each split."""
+    values = rows.values(column)
+    return {name: [values[i] for i in indices] for name, indices in rows.splits.items()}
+
+
+def labelled(folder, size: int = 200, **options):
+    """`size` rows: label y in {0, 1, 2} with shares 0.6, 0.3, 0.1; group g of 7 rows each."""
+    y = ["0"] * (size * 6 // 10) + ["1"] * (size * 3 // 10) + ["2"] * (size // 10)
+    lines = [f"A,{label},g{i // 7},{i * 0.5}" for i, label in enumerate(y)]
+    return table(folder, "\n".join(["sequence,label,g,x", *lines]) + "\n", **options)
+
+
+def test_strata_are_shared_by_all_splits_to_a_row(tmp_path):
+    rows = labelled(tmp_path, stratify_col="label").open()
+    found = {name: np.bincount(np.array(v, int)) for name, v in parts_of(rows, "label").items()}
+    # By hand: 200 rows, 40 to test (24 + 12 + 4), of 160 left 16 to validate (9.6 + 4.8 + 1.6).
+    assert found["test"].tolist() == [24, 12, 4]
+    assert found["valid"].sum() == 16
+    assert np.abs(found["valid"] - [9.6, 4.8, 1.6]).max() < 1
+
+
+def test_stratified_folds_differ_by_a_row_at_most(tmp_path):
+    folds = [
+        labelled(tmp_path, 130, stratify_col="label", folds=4, fold=i).open() for i in range(4)
+    ]
+    tested = [np.bincount(np.array(parts_of(rows, "label")["test"], int)) for rows in folds]
+    assert np.ptp(tested, axis=0).max() <= 1
+    assert np.ptp([counts.sum() for counts in tested]) <= 1
+    assert sorted(np.concatenate([rows.splits["test"] for rows in folds])) == list(range(130))
+
+
+def test_many_numbers_are_stratified_by_quantiles_and_the_plan_says_so(tmp_path):
+    rows = labelled(tmp_path, stratify_col="x").open()
+    tenths = np.array(parts_of(rows, "x")["test"], float) // 10  # x is 0 to 99.5, evenly
+    assert np.bincount(tenths.astype(int)).tolist() == [4] * 10
+    assert "numbers of column 'x' shared alike in 10 quantiles" in rows.plan
+
+
+def test_groups_never_straddle_and_the_plan_counts_them(tmp_path):
+    rows = labelled(tmp_path, group_col="g").open()
+    found = {name: set(values) for name, values in parts_of(rows, "g").items()}
+    assert not found["train"] & found["test"] | found["train"] & found["valid"]
+    assert not found["valid"] & found["test"]
+    assert sum(map(len, found.values())) == 29  # 200 rows by 7
+    assert "29 groups, the largest of 7 rows" in rows.plan
+    assert abs(len(rows.splits["test"]) - 40) <= 7
+
+
+def test_groups_and_strata_hold_together(tmp_path):
+    rows = labelled(tmp_path, 700, group_col="g", stratify_col="label", folds=5).open()
+    found = parts_of(rows, "g")
+    assert not set(found["train"]) & set(found["test"])
+    shares = np.bincount(np.array(parts_of(rows, "label")["test"], int)) / len(found["test"])
+    assert np.abs(shares - [0.6, 0.3, 0.1]).max() < 0.03
+
+
+def test_without_a_condition_labels_are_not_balanced_by_luck(tmp_path):
+    """The tests above could not pass on a plain draw."""
+    rows = labelled(tmp_path).open()
+    assert np.bincount(np.array(parts_of(rows, "label")["test"], int)).tolist() != [24, 12, 4]
+    assert set(parts_of(rows, "g")["train"]) & set(parts_of(rows, "g")["test"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_units_and_strata_hold_for_any_shares(seed):
+    generator = np.random.default_rng(seed)
+    units, strata = generator.integers(0, 90, 300), generator.integers(0, 3, 300)
+    shares = generator.dirichlet(np.ones(4)) * 0.6 + 0.1
+    found = splits.allocate(units, strata, shares, seed)
+    assert all(len(set(found[units == unit])) == 1 for unit in np.unique(units))
+    counts = np.array([np.bincount(strata[found == i], minlength=3) for i in range(4)])
+    assert np.abs(counts - shares[:, None] * np.bincount(strata)).max() < 9  # units have 3.3 rows
+    assert (found == splits.allocate(units, strata, shares, seed)).all()
+    assert (found != splits.allocate(units, strata, shares, seed + 1)).any()
+
+
+def test_rows_joined_by_a_chain_of_groups_are_one():
+    first, second = np.array([0, 0, 1, 1, 2, 3]), np.array([0, 1, 1, 2, 3, 3])
+    found = splits.connected(first, second)
+    assert found.tolist() == [0, 0, 0, 0, 4, 4]
+
+
+def test_a_million_stratified_rows_take_seconds():
+    strata = np.random.default_rng(0).integers(0, 10, 1_000_000)
+    start = time.process_time()
+    found = splits.allocate(np.arange(1_000_000), strata, (0.9, 0.1), 42)
+    assert time.process_time() - start < 5  # 0.4 s on an idle core
+    assert np.bincount(found).tolist() == [900_000, 100_000]
+
+
+def test_every_row_is_tested_once_and_in_nested_folds_validated_once(tmp_path):
+    """Outer folds 0 to 4; of each the inner ones by offsets 1 to 4."""
+    tested = []
+    for fold in range(5):
+        validated = []
+        for offset in range(1, 5):
+            options = {"folds": 5, "fold": fold, "valid_fold_offset": offset}
+            found = labelled(tmp_path, 60, group_col="g", **options).open().splits
+            validated.append(found["valid"])
+            held = np.concatenate([found["valid"], found["test"]])
+            assert sorted([*found["train"], *held]) == list(range(60))
+        tested.append(found["test"])
+        assert sorted([*np.concatenate(validated), *found["test"]]) == list(range(60))
+    assert sorted(np.concatenate(tested)) == list(range(60))
+
+
+REFUSED = {
+    "one group": ({"group_col": "one"}, "200 rows in 1 groups that stay together cannot be cut"),
+    "more folds than groups": (
+        {"group_col": "g", "folds": 30},
+        "in 29 groups that stay together cannot be cut into 30 parts",
+    ),
+    "no group": ({"group_col": "some"}, "row 200 .*column 'some': no value .1 of 200 rows"),
+    "no such column": (
+        {"stratify_col": "lable"},
+        "no column 'lable'.*'label'.*--data.stratify-col",
+    ),
+    "fold column too": (
+        {"stratify_col": "label", "folds": 2, "fold_col": "label"},
+        "--data.stratify-col: column 'label' says which rows are in which fold",
+    ),
+    "identity": ({"identity": 1.5}, "--data.identity 1.5: expected a number above 0 and up to 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_condition_that_cannot_be_met_is_refused(case, tmp_path):
+    options, message = REFUSED[case]
+    lines = [f"A,{i % 2},g{i // 7},1,{'' if i == 199 else 'a'}" for i in range(200)]
+    text = "\n".join(["sequence,label,g,one,some", *lines]) + "\n"
+    with pytest.raises(InputError, match=message):
+        table(tmp_path, text, **options).open()
+
+
+def test_a_condition_without_anything_to_draw_is_said(tmp_path):
+    rows = table(tmp_path, SPLIT.format("valid"), split_col="split", group_col="label").open()
+    assert "no rows are drawn: --data.group-col changes nothing" in rows.plan
+
+
+# --------------------------------------------------------------------------- refused by name
+
+
+def test_a_row_of_two_named_splits_is_refused(tmp_path):
+    options = {"split_col": "split", "train_split": "train+valid", "valid_split": "valid"}
+    with pytest.raises(InputError, match="row 2 .*: is both train and valid, as are 0 more"):
+        table(tmp_path, SPLIT.format("valid"), **options).open()
+
+
+def test_a_file_given_for_two_splits_is_refused(tmp_path):
+    same = {"test_path": str(tmp_path / "t.csv")}
+    with pytest.raises(InputError, match="t.csv: its rows are both train and test"):
+        table(tmp_path, "sequence,label\nA,1\nC,2\n", **same).open()
+
+
+def test_a_named_split_without_rows_is_refused(monkeypatch):
+    parts = {name: datasets.Dataset.from_dict({"sequence": ["A"]}) for name in ("train", "test")}
+    parts["valid"] = parts["train"].select([])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(parts))
+    with pytest.raises(InputError, match="'valid', named for valid, has no rows"):
+        Table(path="owner/name").open()
+
+
+def test_classes_that_leave_a_named_split_empty_are_refused(tmp_path):
+    options = {"split_col": "split", "keep_classes": ("1", "4")}
+    with pytest.raises(InputError, match="--data.keep-classes 1 4: leaves no valid row"):
+        table(tmp_path, SPLIT.format("valid"), **options).open()
+
+
+def test_a_fold_column_with_a_gap_or_an_odd_value_names_them(tmp_path):
+    text = "sequence,label,f\n" + "".join(f"A,1,{f}\n" for f in (0, 1, 3, 7))
+    with pytest.raises(InputError, match="no row is in fold 2; 1 rows are in no fold, .* row 4"):
+        table(tmp_path, text, fold_col="f", folds=4).open()

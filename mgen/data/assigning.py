@@ -98,17 +98,15 @@ def _check_options(table: Table) -> None:
 
 
 def _refuse_overlap(rows: Rows, splits: cut.Splits) -> None:
-    """Raise InputError for a row, or a file, that is in two named splits or twice in one."""
+    """Raise InputError for a row, or a file, that is in two named splits."""
     used, files = np.full(len(rows), -1), {}
     for number, (name, found) in enumerate(splits.items()):
         both = found[used[found] >= 0]
-        again = both if len(both) else _repeated(found)
-        if len(again):
-            row = int(again[0])
-            where = f"both {SPLITS[used[row]]} and" if len(both) else "twice"
+        if len(both):
             raise InputError(
-                f"{rows.where(row)}: is {where} {name}, as are {len(again) - 1:,} more rows. Each "
-                f"row belongs to one split: set --data.{name}-split"
+                f"{rows.where(int(both[0]))}: is both {SPLITS[used[both[0]]]} and {name}, as are "
+                f"{len(both) - 1:,} more rows. Each row belongs to one split: set "
+                f"--data.{name}-split"
             )
         used[found] = number
         for source in np.unique(np.searchsorted(rows.starts, found, side="right") - 1):
@@ -118,11 +116,6 @@ def _refuse_overlap(rows: Rows, splits: cut.Splits) -> None:
                     f"{rows.names[source]}: its rows are both {other[1]} and {name}. Name each "
                     "file for one split"
                 )
-
-
-def _repeated(numbers: np.ndarray) -> np.ndarray:
-    ordered = np.sort(numbers)
-    return ordered[1:][ordered[1:] == ordered[:-1]]
 
 
 def _condition(rows: Rows, base: np.ndarray, drawn: bool) -> tuple[cut.Condition | None, list[str]]:

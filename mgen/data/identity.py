@@ -1,12 +1,13 @@
 """How alike sequences are: clusters of them, and the nearest of one set in another.
 
 Clusters come from MMseqs2 (Steinegger & Soeding 2017) where the program `mmseqs` is installed, else
-from the k-mers of the sequences: greedily by decreasing length as CD-HIT does (Li & Godzik 2006),
-with the identity of two sequences estimated as (k-mers both have / those of the one that has fewer)
-^ (1 / k), as in Mash (Ondov et al. 2016). Two sequences count as alike only if the shorter has at
-least 0.8 of the other's letters. DNA and RNA are compared on both strands, U is read as T.
+from the k-mers of the sequences, with the identity of two estimated as (k-mers both have / those of
+the one that has fewer) ^ (1 / k), as in Mash (Ondov et al. 2016). That takes differences to be
+spread evenly: a long stretch in common counts like a high identity throughout. Two sequences are
+alike only if the shorter has at least 0.8 of the other's letters. DNA and RNA are compared on both
+strands, U is read as T.
 
-n sequences, R of them representatives of a cluster.
+n sequences, R of them in an index.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ CELLS = 1 << 23  # of a matrix of counts held at once
 MOST_LETTERS = 200_000_000  # clustered here: some 5 GB of memory
 NUCLEOTIDES, RESIDUES = "ACGT", "ACDEFGHIKLMNPQRSTVWY"
 LONGEST_WORD = {NUCLEOTIDES: 11, RESIDUES: 5}  # their tables of all k-mers have 4 and 3 million
-ENOUGH = 10  # k-mers that two sequences just alike enough should share
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def clusters(rows: Rows, indices: np.ndarray, identity: float) -> tuple[np.ndarr
         if program:
             found, word = _mmseqs(program, few, identity), 0
         else:
-            found, word = greedy_clusters(few, identity)
+            found, word = linked_clusters(few, identity)
         with partial.open("wb") as file:
             np.savez(file, ids=found[same], word=word)
 
@@ -145,13 +145,13 @@ def clusters(rows: Rows, indices: np.ndarray, identity: float) -> tuple[np.ndarr
     return everywhere, method if program else f"shared {word}-mers"
 
 
-def greedy_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, int]:
+def linked_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, int]:
     """The cluster of each sequence (n,) and the k of the k-mers.
 
-    In order of decreasing length a sequence joins a representative that it is at least `identity`
-    alike to (the most alike one of earlier batches, else the first of its own), or represents a new
-    cluster. So members are that much alike to their representative, and representatives are not to
-    each other; other pairs may be either.
+    Sequences at least `identity` alike are in one cluster, and so are those joined by a chain of
+    them. In order of decreasing length each is compared with those before it, except with those
+    that were nearer to one already there than halfway from `identity` to 1: that one stands for
+    them, so a link that is missed lies within that half.
     """
     if len(sequences.data) > MOST_LETTERS:
         raise InputError(
@@ -160,27 +160,49 @@ def greedy_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, in
         )
     words = Words.of(sequences, identity)
     order = np.argsort(-sequences.lengths, kind="stable")
-    ids = np.empty(len(sequences), dtype=np.int64)
-    known = Index.empty(words)
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
+    root = np.arange(len(sequences))
+    known, near = Index.empty(words), (1 + identity) / 2
+    start = 0
+    while start < len(order):
+        chosen = order[start : start + min(BATCH, max(start, BATCH // 16))]
+        start += len(chosen)
         batch = Index.of(words, sequences[chosen], chosen)
         known = known.at_most(batch.lengths.max() / COVERAGE)
-        likeness, nearest = _best(known, batch)
-        joins = likeness >= identity
-        ids[chosen[joins]] = known.names[nearest[joins]]
-        batch = batch.take(np.flatnonzero(~joins))
-        parts = [part >= identity for _, part in _likeness(batch, batch)]
-        alike = np.concatenate([np.zeros((0, len(batch)), dtype=bool), *parts])
-        free, first = np.ones(len(batch), dtype=bool), []
-        for i in range(len(batch)):
-            if free[i]:
-                first.append(i)
-                ids[batch.names[alike[i] & free]] = batch.names[i]
-                free &= ~alike[i]
-                free[i], ids[batch.names[i]] = False, batch.names[i]
-        known = known.joined(batch.take(np.array(first, dtype=np.int64)))
-    return ids, words.k
+        stands = _link(batch, known, identity, near, root)
+        batch = batch.take(np.flatnonzero(~stands))
+        stands = _link(batch, batch, identity, near, root)
+        known = known.joined(batch.take(np.flatnonzero(~stands)))
+    while (root[root] != root).any():
+        root = root[root]
+    return root, words.k
+
+
+def _link(batch: Index, known: Index, identity: float, near: float, root: np.ndarray) -> np.ndarray:
+    """Join what is alike in the forest `root`; which of `batch` one of `known` stands for (n,).
+
+    Where both are the same only an earlier one stands for a later one.
+    """
+    stands = np.zeros(len(batch), dtype=bool)
+    for at, part in _likeness(batch, known) if len(known) else ():
+        rows, columns = np.nonzero(part >= identity)
+        likeness = part[rows, columns]
+        rows += at
+        if batch is known:
+            earlier = columns < rows
+            rows, columns, likeness = rows[earlier], columns[earlier], likeness[earlier]
+        stands[rows[likeness >= near]] = True
+        pairs = np.unique(root[batch.names[rows]] * len(root) + root[known.names[columns]])
+        for pair in pairs.tolist():
+            low, high = sorted(_root(root, i) for i in divmod(pair, len(root)))
+            root[high] = low
+    return stands
+
+
+def _root(root: np.ndarray, i: int) -> int:
+    while root[i] != i:
+        root[i] = root[root[i]]
+        i = int(root[i])
+    return i
 
 
 def nearest(
@@ -226,30 +248,30 @@ class Words:
 
     @staticmethod
     def of(sequences: Letters, identity: float, refuses: bool = True) -> Words:
-        """The k-mers that tell pairs of this identity from chance.
+        """The longest k-mers that tell pairs of this identity, of mean length, from chance.
 
-        The longest of which two such sequences of mean length L should share ENOUGH, and no shorter
-        than ceil(log_a(99 L)), for which a random one lies in a sequence with odds of 1 to 99 (a
-        letters; Ondov et al. 2016, equation 2). `refuses`: raise InputError where sequences less
-        alike than that would pass by chance.
+        Chance: of n and of 10,000 pairs of random sequences one shares as many k-mers (Poisson's
+        tail). `refuses`: raise InputError where no k-mers do, or else take the best.
         """
         alphabet = NUCLEOTIDES if sequences.are_nucleotides else RESIDUES
-        strands, longest = (2 if alphabet == NUCLEOTIDES else 1), LONGEST_WORD[alphabet]
-        mean = (
-            max(sequences.lengths[sequences.lengths > 0].mean(), 1.0) if sequences.data.size else 1
-        )
-        least = min(math.ceil(math.log(99 * mean * strands, len(alphabet))), longest)
-        k = longest
-        while k > least and (mean - k + 1) * identity**k < ENOUGH:
-            k -= 1
-        number = max(mean - k + 1, 1.0)
-        chance = number * number * strands / len(alphabet) ** k
-        floor = min((chance + 5 * math.sqrt(chance) + 2) / number, 1.0) ** (1 / k)
-        if refuses and identity < floor:
+        strands = 2 if alphabet == NUCLEOTIDES else 1
+        filled = sequences.lengths[sequences.lengths > 0]
+        mean = float(filled.mean()) if len(filled) else 1.0
+        rare = math.log(max(len(sequences), 10_000))
+        floors = {}
+        for k in range(LONGEST_WORD[alphabet], 1, -1):
+            number = max(mean - k + 1, 1.0)
+            chance = 2 * number**2 * strands / len(alphabet) ** k  # 2: letters differ in frequency
+            shared = chance + math.sqrt(2 * chance * rare) + rare
+            floors[k] = min(shared / number, 1.0) ** (1 / k)
+            if floors[k] <= identity:
+                return Words(alphabet, k)
+        k = min(floors, key=floors.get)
+        if refuses:
             raise InputError(
-                f"--data.identity {identity:g}: {k}-mers of sequences of {mean:.0f} letters tell "
-                f"identities above {floor:.2f} from chance. Set at least that, or install MMseqs2 "
-                "(the program mmseqs)"
+                f"--data.identity {identity:g}: k-mers of sequences of {mean:.0f} letters tell "
+                f"identities above {floors[k]:.2f} from chance. Set more than that, or install "
+                "MMseqs2 (the program mmseqs)"
             )
         return Words(alphabet, k)
 
@@ -334,14 +356,6 @@ class Index:
         return starts, self.owners[np.argsort(self.kmers, kind="stable")]
 
 
-def _best(known: Index, batch: Index) -> tuple[np.ndarray, np.ndarray]:
-    """The identity with the most alike of `known`, 0 if there is none, and its place, (n,)."""
-    if not len(known):
-        return np.zeros(len(batch)), np.zeros(len(batch), dtype=np.int64)
-    parts = [(part.max(1), part.argmax(1)) for _, part in _likeness(batch, known)]
-    return tuple(np.concatenate(found) for found in zip(*parts, strict=True))
-
-
 def _likeness(batch: Index, known: Index) -> Iterator[tuple[int, np.ndarray]]:
     """Estimated identities (b, R) of a few of `batch` at a time with all of `known`.
 
@@ -398,11 +412,13 @@ def _mmseqs_version(program: str) -> str:
 
 
 def _mmseqs(program: str, sequences: Letters, identity: float) -> np.ndarray:
-    """The cluster of each sequence (n,): easy-cluster on one thread, whose result is the same each
-    time, with coverage 0.8 of both sequences."""
+    """The cluster of each sequence (n,): connected components of easy-cluster, with coverage 0.8 of
+    both sequences; on one thread, whose result is the same each time."""
     ids = np.arange(len(sequences))
-    kind = "2" if sequences.are_nucleotides else "1"
+    # Nucleotides by 11-mers: the 15-mers of its own find no more, and their table takes seconds.
+    kind = ["--dbtype", "2", "-k", "11"] if sequences.are_nucleotides else ["--dbtype", "1"]
     options = ["--min-seq-id", f"{identity:g}", "-c", f"{COVERAGE:g}", "--cov-mode", "0"]
+    options += ["--cluster-mode", "1"]  # connected components
     with tempfile.TemporaryDirectory(prefix="mgen-mmseqs-") as folder:
         fasta = Path(folder) / "sequences.fasta"
         with fasta.open("wb") as file:
@@ -410,7 +426,7 @@ def _mmseqs(program: str, sequences: Letters, identity: float) -> np.ndarray:
                 if text:  # an empty sequence is alone
                     file.write(b">%d\n%s\n" % (i, text))
         command = [program, "easy-cluster", str(fasta), f"{folder}/found", f"{folder}/work"]
-        command += [*options, "--dbtype", kind, "--threads", "1", "-v", "1"]
+        command += [*options, *kind, "--threads", "1", "-v", "1"]
         done = subprocess.run(command, capture_output=True, text=True)
         table = Path(folder) / "found_cluster.tsv"
         if done.returncode or not table.exists():

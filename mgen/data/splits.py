@@ -72,9 +72,9 @@ def allocate(
     """The part of each row (n,), 0 to len(shares) - 1, so that no unit is in two parts.
 
     Units of several rows come first, the largest at the head and equal ones in random order; each
-    goes where the row counts by stratum, its own half included, are the smallest share of what is
-    wanted: Sainte-Lague's apportionment. Single rows then fill what each part lacks of each
-    stratum, to a row, at random.
+    goes where the row counts by stratum and in all, its own half included, are the smallest share
+    of what is wanted: Sainte-Lague's apportionment. Single rows then fill, at random, what each
+    part lacks of each stratum, to a row.
     """
     generator = np.random.default_rng(seed)
     shares = np.asarray(shares) / np.sum(shares)
@@ -92,7 +92,8 @@ def allocate(
         rows = order[starts[unit] : starts[unit] + sizes[unit]]
         present, own = np.unique(strata[rows], return_counts=True)
         filled = (counts[:, present] + own / 2) / wanted[:, present]
-        part = int(np.argmin(filled @ own))
+        in_all = (counts.sum(1) + sizes[unit] / 2) / wanted.sum(1)
+        part = int(np.argmin(filled @ own + in_all * sizes[unit]))
         found[rows] = part
         counts[part, present] += own
 
