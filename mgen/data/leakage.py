@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from mgen.config import InputError
 from mgen.data import check
@@ -459,10 +460,9 @@ def _apart(train: np.ndarray, held: np.ndarray) -> dict[str, float]:
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
     square, freedom = float(((table - expected) ** 2 / expected).sum()), table.shape[1] - 1
     apart = {"total variation": float(np.abs(shares[0] - shares[1]).sum() / 2)}
-    if freedom:  # the cube root of chi-square is nearly normal (Wilson & Hilferty 1931)
-        spread = 2 / (9 * freedom)
-        z = ((square / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
-        apart |= {"chi-square": square, "p": math.erfc(z / math.sqrt(2)) / 2}
+    if freedom:
+        half = torch.tensor([freedom / 2, square / 2], dtype=torch.float64)
+        apart |= {"chi-square": square, "p": torch.special.gammaincc(*half).item()}
     return apart
 
 
