@@ -74,7 +74,8 @@ def test_the_estimate_is_the_identity_that_was_made(alphabet, length, kept, erro
     generator = np.random.default_rng(1)
     base = [random_sequence(generator, length, alphabet) for _ in range(100)]
     copies = [mutated(generator, sequence, kept, alphabet) for sequence in base]
-    found, rows, _ = nearest(texts(copies), iter([(np.arange(100) + 7, texts(base))]), kept + 0.09)
+    words, block = Words.of(texts(copies), kept - 0.05), (np.arange(100) + 7, texts(base))
+    found, rows = nearest(words, texts(copies), iter([block]), kept + 0.09)
     assert (rows == np.arange(100) + 7).mean() > 0.98
     assert abs(found.mean() - kept) < error
     assert found.std() < spread

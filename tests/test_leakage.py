@@ -134,6 +134,14 @@ def test_a_sample_is_looked_at_where_rows_are_many_and_that_is_said(tmp_path, mo
     assert "of 10 test rows of a sample (seed 42) are at least 0.9 alike" in said
 
 
+def test_short_sequences_are_not_called_alike_by_chance(tmp_path):
+    rows = random_rows(2000, 16) + random_rows(100, 16, "test", seed=1)
+    assert found(write(tmp_path, rows), "alike") == [
+        "note: test sequences are too short to tell 0.9 alike from chance (it takes 1.00): nearly "
+        "identical ones were not looked for"
+    ]
+
+
 def test_odd_letters_and_empty_sequences_are_counted_with_their_first_row(tmp_path):
     rows = [
         *random_rows(20),
@@ -246,7 +254,8 @@ def mgen(folder, *words) -> subprocess.CompletedProcess:
 
 
 def test_the_command_prints_and_writes_what_it_found(tmp_path):
-    rows = [*random_rows(20), "ACGTTGCA,1,train", "ACGTTGCA,1,test", "TTTATTTT,0,test"]
+    rows = [*random_rows(20), "ACGTTGCA,1,train", "ACGTTGCA,1,test"]
+    rows += random_rows(1, 60, "test", seed=1)
     write(tmp_path, rows)
     done = mgen(tmp_path, "check", "data", "./t.csv", "--data.split-col", "split",
                 "--data.valid-fraction", 0)  # fmt: skip

@@ -163,14 +163,18 @@ def _sizes(units: np.ndarray, word: str) -> str:
 def _strata(rows: Rows, base: np.ndarray) -> tuple[np.ndarray, str]:
     """The stratum of every row of the table (N,), and in words."""
     column = rows.table.stratify_col
-    values, names = coded(rows, column, "stratify-col")
-    _require_values(rows, column, base, values[base], names)
-    numbers = as_numbers(names)
-    if numbers is not None and not are_classes(numbers):
-        inner = np.quantile(numbers[values[base]], np.arange(1, QUANTILES) / QUANTILES)
-        values = np.searchsorted(np.unique(inner), numbers, side="right")[values]
+    rows.require(column, "stratify-col")
+    numbers = floats(rows.dataset.data.column(column))
+    if numbers is not None and not are_classes(np.unique(numbers[base])):
+        if not np.isfinite(numbers[base]).all():
+            row = int(base[np.flatnonzero(~np.isfinite(numbers[base]))[0]])
+            raise InputError(f"{rows.where(row)}, column '{column}': no finite number to share")
+        inner = np.quantile(numbers[base], np.arange(1, QUANTILES) / QUANTILES)
+        values = np.searchsorted(np.unique(inner), numbers, side="right")
         found = len(np.unique(values[base]))
         return values, f"numbers of column '{column}' shared alike in {found} quantiles"
+    values, names = coded(rows, column)
+    _require_values(rows, column, base, values[base], names)
     found = np.unique(values[base], return_counts=True)[1]
     words = f"values of column '{column}' shared alike: {len(found):,} of them"
     if rare := int((found < (rows.table.folds or 2)).sum()):
@@ -239,13 +243,20 @@ def are_classes(numbers: np.ndarray) -> bool:
     return are_whole and len(numbers) > numbers.max() / 2
 
 
-def as_numbers(names: list[str]) -> np.ndarray | None:
-    """Texts as finite numbers, "" as NaN; None if one is none."""
+def floats(column: pa.ChunkedArray) -> np.ndarray | None:
+    """Cells as float64, empty ones as NaN; None if one is not a number."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(column, ""), None, column)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
     try:
-        numbers = np.array([float(name or "nan") for name in names])
-    except ValueError:
+        return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
-    return None if np.isinf(numbers).any() else numbers
 
 
 def _kept(rows: Rows) -> np.ndarray:

@@ -159,6 +159,13 @@ def linked_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, in
             f"k-mers ({MOST_LETTERS:,}). Install MMseqs2 (the program mmseqs)"
         )
     words = Words.of(sequences, identity)
+    if identity < words.floor:
+        mean = sequences.lengths[sequences.lengths > 0].mean()
+        raise InputError(
+            f"--data.identity {identity:g}: k-mers of sequences of {mean:.0f} letters tell "
+            f"identities above {words.floor:.2f} from chance. Set more than that, or install "
+            "MMseqs2 (the program mmseqs)"
+        )
     order = np.argsort(-sequences.lengths, kind="stable")
     root = np.arange(len(sequences))
     known, near = Index.empty(words), (1 + identity) / 2
@@ -206,16 +213,14 @@ def _root(root: np.ndarray, i: int) -> int:
 
 
 def nearest(
-    held_out: Letters, blocks: Iterator[tuple[np.ndarray, Letters]], identity: float
-) -> tuple[np.ndarray, np.ndarray, int]:
+    words: Words, held_out: Letters, blocks: Iterator[tuple[np.ndarray, Letters]], identity: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The estimated identity of each held-out sequence with the most alike one of `blocks` (n,).
 
-    `blocks`: row numbers and sequences. Also the row number of that one (-1: none is alike), and
-    the k, which is best for identities about `identity`: the estimate is 0 where two sequences
-    share fewer than two k-mers. A sequence that found one at least `identity` alike looks no
-    further.
+    `blocks`: row numbers and sequences. Also the row number of that one (-1: none is alike). The
+    estimate is 0 where two sequences share fewer than two k-mers. A sequence that found one at
+    least `identity` alike looks no further.
     """
-    words = Words.of(held_out, identity, refuses=False)
     index = Index.of(words, held_out, np.arange(len(held_out)))
     likeness, rows = np.zeros(len(held_out)), np.full(len(held_out), -1, dtype=np.int64)
     for numbers, sequences in blocks:
@@ -230,10 +235,10 @@ def nearest(
                 rows[index.names[better]] = block.names[at + best[better]]
             looking = np.flatnonzero(likeness[index.names] < identity)
             if not len(looking):
-                return likeness, rows, words.k
+                return likeness, rows
             if len(looking) < 0.8 * len(index):  # an index is dear to make
                 index = index.take(looking)
-    return likeness, rows, words.k
+    return likeness, rows
 
 
 # --------------------------------------------------------------------------- k-mers
@@ -241,17 +246,21 @@ def nearest(
 
 @dataclass(frozen=True)
 class Words:
-    """The k-mers of an alphabet: those with other letters do not count."""
+    """The k-mers of an alphabet: those with other letters do not count.
+
+    `floor`: the least identity that they tell from chance.
+    """
 
     alphabet: str
     k: int
+    floor: float = 0.0
 
     @staticmethod
-    def of(sequences: Letters, identity: float, refuses: bool = True) -> Words:
+    def of(sequences: Letters, identity: float) -> Words:
         """The longest k-mers that tell pairs of this identity, of mean length, from chance.
 
         Chance: of n and of 10,000 pairs of random sequences one shares as many k-mers (Poisson's
-        tail). `refuses`: raise InputError where no k-mers do, or else take the best.
+        tail). Where none do, those that come nearest.
         """
         alphabet = NUCLEOTIDES if sequences.are_nucleotides else RESIDUES
         strands = 2 if alphabet == NUCLEOTIDES else 1
@@ -265,15 +274,9 @@ class Words:
             shared = chance + math.sqrt(2 * chance * rare) + rare
             floors[k] = min(shared / number, 1.0) ** (1 / k)
             if floors[k] <= identity:
-                return Words(alphabet, k)
+                return Words(alphabet, k, floors[k])
         k = min(floors, key=floors.get)
-        if refuses:
-            raise InputError(
-                f"--data.identity {identity:g}: k-mers of sequences of {mean:.0f} letters tell "
-                f"identities above {floors[k]:.2f} from chance. Set more than that, or install "
-                "MMseqs2 (the program mmseqs)"
-            )
-        return Words(alphabet, k)
+        return Words(alphabet, k, floors[k])
 
     @property
     def number(self) -> int:

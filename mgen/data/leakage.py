@@ -11,20 +11,17 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from mgen.config import InputError
 from mgen.data import check
-from mgen.data.assigning import are_classes, coded
-from mgen.data.identity import RESIDUES, Letters, joined, letters, nearest
+from mgen.data.assigning import are_classes, coded, floats
+from mgen.data.identity import RESIDUES, Letters, Words, joined, letters, nearest
 from mgen.data.labels import class_name
 from mgen.data.table import Rows
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 LEVELS = ("serious", "look", "note")
 HELD_OUT = ("valid", "test")
@@ -241,10 +238,17 @@ class _Sequences:
             rest = np.flatnonzero(alike == 0)
             if not len(chosen):
                 continue
-            k = None
             if len(rest):
-                parts = [texts for _, texts in self._blocks(chosen[rest])]
-                alike[rest], twins, k = nearest(joined(parts), self._blocks(train), near)
+                sequences = joined([texts for _, texts in self._blocks(chosen[rest])])
+                words = Words.of(sequences, near)
+                if near < words.floor:
+                    self.found.add(
+                        "note",
+                        f"{name} sequences are too short to tell {near:g} alike from chance (it "
+                        f"takes {words.floor:.2f}): nearly identical ones were not looked for",
+                    )
+                    continue
+                alike[rest], twins = nearest(words, sequences, self._blocks(train), near)
             close = alike >= near
             self.found.nearest.append(
                 {
@@ -253,7 +257,6 @@ class _Sequences:
                     f"at least {near:g} alike": int(close.sum()),
                     "share": float(close.mean()),
                     "median identity": float(np.median(alike)),
-                    "k": k,
                 }
             )
             shares[name] = (np.histogram(alike, edges)[0] / len(alike)).tolist()
@@ -350,7 +353,7 @@ def _read(rows: Rows, column: str, lengths: np.ndarray) -> _Values | None:
     for numbers, block in rows.chunks([column]):
         if pa.types.is_nested(block.column(column).type):
             return None
-        parsed = _floats(block.column(column))
+        parsed = floats(block.column(column))
         if parsed is None:
             return _read_text(rows, column, lengths)
         values[numbers] = parsed
@@ -360,21 +363,6 @@ def _read(rows: Rows, column: str, lengths: np.ndarray) -> _Values | None:
     if are_classes(different):
         names = {value: class_name(value) for value in different.tolist()}
     return _Values("classes" if names else "numbers", values, is_missing, names)
-
-
-def _floats(column: pa.ChunkedArray) -> np.ndarray | None:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = pc.utf8_trim_whitespace(column)
-        column = pc.if_else(pc.equal(column, ""), None, column)
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    try:
-        return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return None
 
 
 def _read_text(rows: Rows, column: str, lengths: np.ndarray) -> _Values:

@@ -83,19 +83,20 @@ def allocate(
     wanted = shares[:, None] * np.bincount(strata)  # (parts, strata)
     counts = np.zeros_like(wanted)
     sizes = np.bincount(units)
-    found = np.empty(len(units), dtype=np.int64)
-
-    order = np.argsort(units, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    several = generator.permutation(np.flatnonzero(sizes > 1))
+    pairs, own = np.unique(units * wanted.shape[1] + strata, return_counts=True)
+    owners, present = np.divmod(pairs, wanted.shape[1])  # the strata of each unit
+    starts = np.searchsorted(owners, np.arange(len(sizes) + 1))
+    several, part_of = generator.permutation(np.flatnonzero(sizes > 1)), np.full(len(sizes), -1)
+    all_wanted, in_all = wanted.sum(1), np.zeros(len(shares))
     for unit in several[np.argsort(-sizes[several], kind="stable")]:
-        rows = order[starts[unit] : starts[unit] + sizes[unit]]
-        present, own = np.unique(strata[rows], return_counts=True)
-        filled = (counts[:, present] + own / 2) / wanted[:, present]
-        in_all = (counts.sum(1) + sizes[unit] / 2) / wanted.sum(1)
-        part = int(np.argmin(filled @ own + in_all * sizes[unit]))
-        found[rows] = part
-        counts[part, present] += own
+        span, size = slice(starts[unit], starts[unit + 1]), sizes[unit]
+        here, number = present[span], own[span]
+        filled = ((counts[:, here] + number / 2) / wanted[:, here]) @ number
+        part = int(np.argmin(filled + (in_all + size / 2) / all_wanted * size))
+        part_of[unit] = part
+        counts[part, here] += number
+        in_all[part] += size
+    found = part_of[units]
 
     rows = generator.permutation(np.flatnonzero(sizes[units] == 1))
     rows = rows[np.argsort(strata[rows], kind="stable")]
