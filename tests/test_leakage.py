@@ -191,13 +191,16 @@ def test_repeated_measurements_show_the_pair_farthest_apart(tmp_path):
 def test_classes_that_drift_and_classes_never_trained_on_are_said(tmp_path):
     train = [f"{r.split(',')[0]},{'ab'[i % 2]},train" for i, r in enumerate(random_rows(200))]
     test = [f"{r.split(',')[0]},{'bc'[i < 5]},test" for i, r in enumerate(random_rows(80, seed=1))]
-    given = write(tmp_path, train + test)
+    given = write(tmp_path, [*train, *test, "ACGTACCCC,d,valid"])
     line = report(given).labels["label"]["splits"]["test"]
     assert line["total variation"] == pytest.approx(0.5)  # a: 0.5 and 0; b: 75/80; c: 5/80
     expected = stats.chi2_contingency([[100, 100, 0], [0, 75, 5]])
     assert line["chi-square"] == pytest.approx(expected.statistic)
-    (said,) = found(given, "have no training row")
-    assert said.startswith("look: 1 classes of test have no training row, such as 'c' (5 rows")
+    said = found(given, "have no training row")
+    assert said == [
+        "look: 1 classes of valid have no training row, such as 'd' (1 rows, column 'label')",
+        "look: 1 classes of test have no training row, such as 'c' (5 rows, column 'label')",
+    ]
     assert found(given, "classes of 'label' of test and train differ: total variation 0.5")
 
 
