@@ -163,7 +163,7 @@ def linked_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, in
         mean = sequences.lengths[sequences.lengths > 0].mean()
         raise InputError(
             f"--data.identity {identity:g}: k-mers of sequences of {mean:.0f} letters tell "
-            f"identities above {words.floor:.2f} from chance. Set more than that, or install "
+            f"identities above {math.ceil(100 * words.floor) / 100} from chance. Set more than that, or install "
             "MMseqs2 (the program mmseqs)"
         )
     order = np.argsort(-sequences.lengths, kind="stable")
@@ -190,13 +190,11 @@ def _link(batch: Index, known: Index, identity: float, near: float, root: np.nda
     Where both are the same only an earlier one stands for a later one.
     """
     stands = np.zeros(len(batch), dtype=bool)
-    for at, part in _likeness(batch, known) if len(known) else ():
-        rows, columns = np.nonzero(part >= identity)
-        likeness = part[rows, columns]
-        rows += at
+    for rows, columns, likeness in _likeness(batch, known):
+        counts = likeness >= identity
         if batch is known:
-            earlier = columns < rows
-            rows, columns, likeness = rows[earlier], columns[earlier], likeness[earlier]
+            counts &= columns < rows
+        rows, columns, likeness = rows[counts], columns[counts], likeness[counts]
         stands[rows[likeness >= near]] = True
         pairs = np.unique(root[batch.names[rows]] * len(root) + root[known.names[columns]])
         for pair in pairs.tolist():
@@ -227,12 +225,12 @@ def nearest(
         for start in range(0, len(numbers), BATCH // 8):
             some = np.arange(start, min(start + BATCH // 8, len(numbers)))
             block = Index.of(words, sequences[some], numbers[some])
-            for at, part in _likeness(block, index):
-                best = part.argmax(0)
-                value = part[best, np.arange(len(index))]
-                better = np.flatnonzero(value > likeness[index.names])
-                likeness[index.names[better]] = value[better]
-                rows[index.names[better]] = block.names[at + best[better]]
+            for here, there, value in _likeness(block, index):
+                order = np.argsort(value, kind="stable")  # of several the most alike is set last
+                here, there, value = here[order], index.names[there[order]], value[order]
+                better = value > likeness[there]
+                likeness[there[better]] = value[better]
+                rows[there[better]] = block.names[here[better]]
             looking = np.flatnonzero(likeness[index.names] < identity)
             if not len(looking):
                 return likeness, rows
@@ -359,12 +357,13 @@ class Index:
         return starts, self.owners[np.argsort(self.kmers, kind="stable")]
 
 
-def _likeness(batch: Index, known: Index) -> Iterator[tuple[int, np.ndarray]]:
-    """Estimated identities (b, R) of a few of `batch` at a time with all of `known`.
+def _likeness(batch: Index, known: Index) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pairs that share two k-mers or more and do not differ too much in length.
 
-    Yields the place of the first of them. 0 where two share fewer than two k-mers or differ too
-    much in length.
+    Yields, for a few of `batch` at a time, their places, those in `known`, and the identities.
     """
+    if not len(known):
+        return
     starts, owners = known.by_word
     ends = np.searchsorted(batch.owners, np.arange(len(batch) + 1))
     hits = starts[batch.kmers + 1] - starts[batch.kmers]
@@ -381,16 +380,19 @@ def _likeness(batch: Index, known: Index) -> Iterator[tuple[int, np.ndarray]]:
         found = owners[first + np.arange(len(first))]
         cell = np.repeat((batch.owners[span] - at) * len(known), number) + found
         size = (stop - at) * len(known)
-        shared = np.bincount(cell, minlength=size).reshape(stop - at, len(known))
-        part = np.zeros(shared.shape, dtype=np.float32)
-        row, column = np.nonzero(shared > 1)
-        here = at + row
-        short = np.minimum(batch.lengths[here], known.lengths[column])
-        long = np.maximum(batch.lengths[here], known.lengths[column])
-        fewer = np.minimum(batch.sizes[here], known.sizes[column])
-        share = shared[row, column] / fewer
-        part[row, column] = np.where(short >= COVERAGE * long, share ** (1 / known.words.k), 0)
-        yield at, part
+        if 8 * len(cell) < size:  # few pairs share any
+            cell, shared = np.unique(cell, return_counts=True)
+        else:
+            shared = np.bincount(cell, minlength=size)
+            cell = np.flatnonzero(shared)
+            shared = shared[cell]
+        cell, shared = cell[shared > 1], shared[shared > 1]
+        here, there = at + cell // len(known), cell % len(known)
+        short = np.minimum(batch.lengths[here], known.lengths[there])
+        long = np.maximum(batch.lengths[here], known.lengths[there])
+        share = shared / np.minimum(batch.sizes[here], known.sizes[there])
+        near = short >= COVERAGE * long
+        yield here[near], there[near], share[near] ** (1 / known.words.k)
         at = stop
 
 
