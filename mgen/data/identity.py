@@ -161,10 +161,11 @@ def linked_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, in
     words = Words.of(sequences, identity)
     if identity < words.floor:
         mean = sequences.lengths[sequences.lengths > 0].mean()
+        least = math.ceil(100 * words.floor) / 100
         raise InputError(
             f"--data.identity {identity:g}: k-mers of sequences of {mean:.0f} letters tell "
-            f"identities above {math.ceil(100 * words.floor) / 100} from chance. Set more than that, or install "
-            "MMseqs2 (the program mmseqs)"
+            f"identities above {least} from chance. Set that or more, or install MMseqs2 (the "
+            "program mmseqs)"
         )
     order = np.argsort(-sequences.lengths, kind="stable")
     root = np.arange(len(sequences))
