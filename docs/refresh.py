@@ -126,7 +126,7 @@ def _by_hand(page: Path) -> bool:
 
 
 def _bundled(name: str) -> list[list[str]]:
-    with gzip.open(ROOT / "mgen" / "data" / "bundled" / f"{name}.tsv.gz", "rt") as file:
+    with gzip.open(ROOT / "mgen" / "data" / "named" / "bundled" / f"{name}.tsv.gz", "rt") as file:
         return [line.rstrip("\n").split("\t") for line in file][1:]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from mgen.checkpoint import write_json, write_text
 from mgen.config import InputError, parse
 from mgen.data import Table
-from mgen.data.leakage import Report, report
+from mgen.data.checking.leakage import Report, report
 from mgen.figures.tables import STYLE, bars, steps
 from mgen.report import console, number, print_table
 

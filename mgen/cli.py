@@ -186,7 +186,7 @@ def _show_adapter(name: str) -> None:
 
 
 def _show_data(name: str) -> None:
-    from mgen.data.places import SHARED_PREFIX, local_file
+    from mgen.data.sources.places import SHARED_PREFIX, local_file
     from mgen.data.zoo import ZOO as DATA
 
     entry = DATA[name]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mgen.config import InputError, unknown
-from mgen.data.places import SHARED_PREFIX, local_file
+from mgen.data.sources.places import SHARED_PREFIX, local_file
 from mgen.data.table import Table
 from mgen.data.zoo import ZOO as DATA
 from mgen.report import number, print_table

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mgen.adapters.conditional import ConditionalLM
 from mgen.adapters.published import LMHead
 from mgen.config import InputError, flags_of
+from mgen.data.inputs.views import check_views, drawn, fixed
 from mgen.data.sampling import sampling_weights
-from mgen.data.views import check_views, drawn, fixed
 from mgen.io.weights import load_state
 from mgen.predictions import BLOCK_TOKENS
 
@@ -35,7 +35,7 @@ class Task(nn.Module):
     block_tokens = BLOCK_TOKENS  # of a block of a prediction file; fewer if a token has much output
     views: tuple[
         str, ...
-    ] = ()  # of `mgen.data.views` that it can "augment" with and "average" over
+    ] = ()  # of `mgen.data.inputs.views` that it can "augment" with and "average" over
     per_position = False  # True, set by `learn`: rows must be of one length
     # What `forward` gives, if calibration, ensembles and intervals shall work: "numbers", or logits
     # of "classes" (one holds) or "labels" (each may hold) along the last axis.
@@ -123,7 +123,7 @@ class Task(nn.Module):
         Without `labelled` (prediction) labels are not looked at. Sets `lengths`, the tokens of each
         row of the table. Raises InputError.
         """
-        from mgen.data import check
+        from mgen.data.checking import check
 
         self.labelled = labelled
         held = np.concatenate([rows.splits[split] for split in splits])

@@ -441,7 +441,7 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
 def _check(session: Session) -> int:
     """What the splits leak, and that nothing stands in the way."""
     from mgen.audit import NEAR, say
-    from mgen.data.leakage import report
+    from mgen.data.checking.leakage import report
 
     rows, data = session.rows, session.cfg.data
     if session.is_main and len(rows.splits.get("train", ())) and data.x_col in rows.columns:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
 from mgen.data import Table, table
-from mgen.data.masking import Masking, check_masking, masked
+from mgen.data.targets.masking import Masking, check_masking, masked
 from mgen.methods.generate import (
     Generation,
     check_fills_masks,

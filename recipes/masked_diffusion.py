@@ -16,7 +16,7 @@ from torch import Tensor
 from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
 from mgen.data import Table, table
-from mgen.data.corruption import (
+from mgen.data.targets.corruption import (
     Weighting,
     check_corruption,
     corrupted,

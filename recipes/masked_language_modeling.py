@@ -18,7 +18,7 @@ from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
 from mgen.config import InputError
 from mgen.data import Table, table
-from mgen.data.masking import Masking, check_masking, letter_counts, masked
+from mgen.data.targets.masking import Masking, check_masking, letter_counts, masked
 from mgen.metrics.language import guess_sums, language_metrics, token_sums
 from mgen.task import Task
 from mgen.train import Train, run

@@ -18,8 +18,7 @@ from mgen.adapters import Adapter, adapter
 from mgen.adapters.fusion import Fused, Fusion, fusion
 from mgen.backbones import BACKBONES, Backbone
 from mgen.data import Table, table
-from mgen.data.facts import check_minimum, number_facts, number_yardsticks, scaled, unscaled
-from mgen.data.modalities import (
+from mgen.data.inputs.modalities import (
     Modality,
     check_modalities,
     modalities,
@@ -27,6 +26,7 @@ from mgen.data.modalities import (
     spread,
     tokenize,
 )
+from mgen.data.targets.facts import check_minimum, number_facts, number_yardsticks, scaled, unscaled
 from mgen.figures import regression_figures
 from mgen.metrics import regression_metrics
 from mgen.task import Task

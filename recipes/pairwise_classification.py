@@ -20,7 +20,7 @@ from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
 from mgen.config import InputError
 from mgen.data import Table, table
-from mgen.data.pair_labels import pair_facts, pair_targets, residue_spans
+from mgen.data.targets.pair_labels import pair_facts, pair_targets, residue_spans
 from mgen.figures.contacts import contact_map
 from mgen.metrics.contacts import contact_metrics, contact_statistics, eligible, top_pairs
 from mgen.predictions import read

@@ -19,8 +19,8 @@ from mgen.backbones import Backbone, backbone
 from mgen.config import parse
 from mgen.data import Table, table
 from mgen.data.batches import plan
-from mgen.data.check import token_lengths
-from mgen.data.labels import statistics
+from mgen.data.checking.check import token_lengths
+from mgen.data.targets.labels import statistics
 from mgen.loop import Train, lr_factor
 
 

@@ -19,7 +19,7 @@ from mgen.adapters.pooling import cls_pool, flatten, max_pool, mean_pool
 from mgen.backbones import Backbone, backbone
 from mgen.config import InputError
 from mgen.data import Table, table
-from mgen.data.facts import number_facts, number_yardsticks
+from mgen.data.targets.facts import number_facts, number_yardsticks
 from mgen.figures import regression_figures
 from mgen.metrics import regression_metrics
 from mgen.task import Task

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
-from mgen.data import Table, check, table
-from mgen.data.facts import class_facts, class_yardsticks, targets
+from mgen.data import Table, table
+from mgen.data.checking import check
+from mgen.data.targets.facts import class_facts, class_yardsticks, targets
 from mgen.figures import classification_figures
 from mgen.metrics import classification_metrics
 from mgen.task import Task

@@ -16,7 +16,7 @@ from torch import Tensor
 from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
 from mgen.data import Table, table
-from mgen.data.facts import check_minimum, number_facts, number_yardsticks, scaled, unscaled
+from mgen.data.targets.facts import check_minimum, number_facts, number_yardsticks, scaled, unscaled
 from mgen.figures import regression_figures
 from mgen.metrics import regression_metrics
 from mgen.task import Task

@@ -17,7 +17,7 @@ from torch import Tensor
 from mgen.adapters import Adapter, adapter
 from mgen.backbones import Backbone, backbone
 from mgen.data import Table, table
-from mgen.data.token_labels import (
+from mgen.data.targets.token_labels import (
     IGNORED,
     ResidueLabels,
     token_columns,

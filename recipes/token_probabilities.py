@@ -18,7 +18,7 @@ from mgen.backbones import Backbone, backbone
 from mgen.checkpoint import write_json
 from mgen.config import InputError
 from mgen.data import Table, table
-from mgen.data.masking import check_masking, letter_mask, letters, masked_one_by_one
+from mgen.data.targets.masking import check_masking, letter_mask, letters, masked_one_by_one
 from mgen.methods.generate import text
 from mgen.metrics.language import log_likelihoods
 from mgen.task import Task

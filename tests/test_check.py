@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from mgen.config import InputError
-from mgen.data import Table, check, labels
+from mgen.data import Table
+from mgen.data.checking import check
+from mgen.data.targets import labels
 
 
 def tokenizer(**options) -> SimpleNamespace:

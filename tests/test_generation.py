@@ -20,8 +20,8 @@ from mgen.adapters import adapter
 from mgen.backbones import backbone
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.corruption import corrupted, diffusion_loss, hidden_tokens
-from mgen.data.simulate import PAIRED_SITES
+from mgen.data.named.simulate import PAIRED_SITES
+from mgen.data.targets.corruption import corrupted, diffusion_loss, hidden_tokens
 from mgen.loop import Train
 from mgen.methods.generate import (
     Generation,

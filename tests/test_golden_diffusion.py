@@ -7,7 +7,7 @@ import torch
 from conftest import golden
 from safetensors.torch import load_file
 
-from mgen.data.corruption import (
+from mgen.data.targets.corruption import (
     diffusion_loss,
     hidden_tokens,
     low_discrepancy_times,

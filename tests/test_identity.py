@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mgen.config import InputError
-from mgen.data import Table, identity
-from mgen.data.identity import Letters, Words, linked_clusters, nearest
+from mgen.data import Table
+from mgen.data.splitting import identity
+from mgen.data.splitting.identity import Letters, Words, linked_clusters, nearest
 
 DNA, PROTEIN = "ACGT", "ACDEFGHIKLMNPQRSTVWY"
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mgen.data import Table, check, token_store
+from mgen.data import Table
+from mgen.data.checking import check, token_store
 from mgen.io import files
 
 

@@ -22,8 +22,8 @@ from tiny import fresh_process  # noqa: F401
 from mgen.apply import Run
 from mgen.backbones import backbone, load_backbone
 from mgen.backbones.tokenizer import Style, Tokenizer
-from mgen.data import masking
 from mgen.data.batches import Batch, loader
+from mgen.data.targets import masking
 from mgen.metrics.language import guess_sums, language_metrics, token_sums
 from mgen.train import run
 

@@ -13,7 +13,8 @@ from scipy import stats
 
 from mgen import audit
 from mgen.config import InputError
-from mgen.data import Table, leakage, table
+from mgen.data import Table, table
+from mgen.data.checking import leakage
 
 
 def write(folder, rows: list[str], columns: str = "sequence,label,split", **options) -> Table:

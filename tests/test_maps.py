@@ -21,7 +21,7 @@ from tiny import table as labelled_table
 from mgen.apply import Run
 from mgen.backbones import backbone, load_backbone
 from mgen.config import InputError
-from mgen.data.simulate import PAIRED_SITES, paired_sites
+from mgen.data.named.simulate import PAIRED_SITES, paired_sites
 from mgen.figures.maps import dependency_figure, effect_figure, effect_logo, sequence_logo
 from mgen.methods.mutagenesis import (
     dependencies,

@@ -19,7 +19,7 @@ from mgen.apply import _module
 from mgen.backbones import backbone
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.modalities import modalities, tokenize
+from mgen.data.inputs.modalities import modalities, tokenize
 from mgen.loop import Fit, Interrupted, Train
 from mgen.train import run
 

@@ -14,14 +14,14 @@ from mgen.adapters import ADAPTERS, adapter
 from mgen.backbones import backbone
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.pair_labels import (
+from mgen.data.targets.pair_labels import (
     dot_bracket_pairs,
     pair_facts,
     pair_matrix,
     pair_targets,
     residue_spans,
 )
-from mgen.data.token_labels import IGNORED
+from mgen.data.targets.token_labels import IGNORED
 from mgen.figures.contacts import contact_map
 from mgen.metrics import results
 from mgen.metrics.contacts import (

@@ -16,7 +16,7 @@ from tiny import command, fresh_process, prepared, sequence_regression, settings
 from mgen.adapters import adapter
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.facts import check_minimum, number_facts, scaled, unscaled
+from mgen.data.targets.facts import check_minimum, number_facts, scaled, unscaled
 from mgen.metrics import results
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mgen.config import InputError
-from mgen.data import simulate, table
+from mgen.data import table
+from mgen.data.named import simulate
 
 
 def read(name: str) -> list[dict]:

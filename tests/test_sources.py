@@ -894,7 +894,7 @@ def test_a_line_that_would_fill_the_memory_is_refused(
 
 
 def test_repeated_names_of_a_fasta_are_counted_aloud(tmp_path):
-    from mgen.data.check import identifiers
+    from mgen.data.checking.check import identifiers
 
     rows = opened(write(tmp_path, "t.fa", ">a\nAC\n>b\nGT\n>a\nGG\n"))
     assert identifiers(rows)[0].startswith(

@@ -9,7 +9,9 @@ import pytest
 from conftest import golden
 
 from mgen.config import InputError
-from mgen.data import Table, labels, splits
+from mgen.data import Table
+from mgen.data.splitting import splits
+from mgen.data.targets import labels
 
 FIXTURE = "tasks/splits_and_folds"
 
@@ -248,7 +250,7 @@ def test_conditions_that_no_row_can_meet_are_refused(only, message, tmp_path):
 
 
 def test_values_of_a_column_with_gaps_over_several_blocks_are_coded(tmp_path):
-    from mgen.data.assigning import coded
+    from mgen.data.splitting.assigning import coded
 
     (tmp_path / "a").mkdir()
     for name, cells in {"a.jsonl": ["1.0", "null"], "b.jsonl": ["null", "2.0", "1.0"]}.items():

@@ -122,7 +122,11 @@ BROKEN = {
     "latin-1 header": ("t.csv", b"\xe9,b\n1,2\n", "t.csv, header: not UTF-8"),
     "bad json": ("t.jsonl", '{"a": 1}\n{"a": \n', "t.jsonl, row 2: not a line of JSON"),
     "json list": ("t.jsonl", "[1, 2]\n", "row 1: expected an object"),
-    "mixed json": ("t.jsonl", '{"a": 1}\n{"a": "x"}\n', "row 2, column 'a': values of different types"),
+    "mixed json": (
+        "t.jsonl",
+        '{"a": 1}\n{"a": "x"}\n',
+        "row 2, column 'a': values of different types",
+    ),
     "no parquet": ("t.parquet", "a,b\n1,2\n", "not a Parquet file"),
     "text before >": ("t.fa", "ACGT\n>a\nACGT\n", "text before the first '>': 'ACGT'"),
     "no sequence": ("t.fa", ">a\nACGT\n>b\n>c\nA\n", "record 2 .'b'.: there is no sequence"),
@@ -252,7 +256,7 @@ def test_a_broken_file_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
 
 def test_a_file_is_parsed_once(tmp_path, monkeypatch):
     opened(tmp_path)
-    monkeypatch.setattr("mgen.data.arrow.read", None)
+    monkeypatch.setattr("mgen.data.sources.arrow.read", None)
     assert len(opened(tmp_path)) == 2
 
 

@@ -15,7 +15,7 @@ from mgen.adapters import adapter
 from mgen.backbones import backbone
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.token_labels import IGNORED, ResidueLabels, residues, spread, token_columns
+from mgen.data.targets.token_labels import IGNORED, ResidueLabels, residues, spread, token_columns
 from mgen.metrics import results
 from mgen.task import Task
 from mgen.train import run
@@ -342,6 +342,6 @@ def test_multilabel_columns_train_and_report_each_label_by_its_name(tmp_path):
 
 
 def test_default_data_of_the_recipe_are_the_bundled_stem_loops():
-    assert (ROOT / "mgen" / "data" / "bundled" / "hairpins_tiny.tsv.gz").exists()
+    assert (ROOT / "mgen" / "data" / "named" / "bundled" / "hairpins_tiny.tsv.gz").exists()
     task, _ = checked(Config())
     assert task.facts["classes"] == ["(", ")", "."]

@@ -18,8 +18,8 @@ from test_huggingface import llama
 from mgen.backbones import backbone, load_backbone
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.substitutions import BLOSUM62, RESIDUES, blosum62
-from mgen.data.variants import Edit, Variant, parse_mutations, read_wild_type
+from mgen.data.inputs.substitutions import BLOSUM62, RESIDUES, blosum62
+from mgen.data.inputs.variants import Edit, Variant, parse_mutations, read_wild_type
 from mgen.methods import zero_shot
 from mgen.metrics import auprc, auroc
 from mgen.metrics.variants import variant_metrics

@@ -8,7 +8,7 @@ from conftest import golden
 
 from mgen.config import InputError
 from mgen.data import Table
-from mgen.data.variants import Edit, Source, Variant, edits_between, survey
+from mgen.data.inputs.variants import Edit, Source, Variant, edits_between, survey
 from mgen.io.genome import Genome
 from mgen.io.tables import read
 

@@ -9,7 +9,8 @@ import torch
 
 from mgen.backbones import backbone
 from mgen.config import InputError
-from mgen.data import Table, batches, views
+from mgen.data import Table, batches
+from mgen.data.inputs import views
 from mgen.data.sampling import draw, sampling_weights
 from mgen.loop import Train
 from mgen.task import TURNED

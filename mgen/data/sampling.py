@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mgen.config import InputError
-from mgen.data.labels import class_ids, class_names, numbers, place
 from mgen.data.table import Rows
+from mgen.data.targets.labels import class_ids, class_names, numbers, place
 
 
 def sampling_weights(rows: Rows) -> np.ndarray | None:

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from mgen.config import Choice, InputError, nearest
-from mgen.data.splits import Splits
+from mgen.data.splitting.splits import Splits
 
 if TYPE_CHECKING:
     import datasets
@@ -86,7 +86,7 @@ class Table(Choice):
 
         Raises InputError if anything named (file, column, split) does not exist.
         """
-        from mgen.data.opening import open_table
+        from mgen.data.sources.opening import open_table
 
         return open_table(self, split)
 
@@ -99,7 +99,7 @@ class Table(Choice):
         """
         if not (self.msa_col or self.structure_col):
             return [row[self.x_col] for row in rows]
-        from mgen.data.alignments import alignment, structure
+        from mgen.data.inputs.alignments import alignment, structure
 
         return [
             {

@@ -3,9 +3,8 @@
 from typing import Any
 
 from mgen.config import InputError, unknown
-from mgen.data.benchmarks import BENCHMARKS
-from mgen.data.places import BUNDLED_PREFIX
-from mgen.data.published import (
+from mgen.data.named.benchmarks import BENCHMARKS
+from mgen.data.named.published import (
     CLASSES,
     FUSED,
     LANGUAGE,
@@ -15,16 +14,17 @@ from mgen.data.published import (
     VARIANTS,
     Entry,
 )
-from mgen.data.simulate import WILD_TYPE
+from mgen.data.named.simulate import WILD_TYPE
+from mgen.data.sources.places import BUNDLED_PREFIX
 from mgen.data.table import Table
 
 
 def _simulated(
     name: str, modality: str, task: str, recipe: str, metric: str, rows: str, **options: Any
 ) -> Entry:
-    """A table of mgen/data/simulate.py, which states how each label came about."""
+    """A table of mgen/data/named/simulate.py, which states how each label came about."""
     table = Table(name=name, path=f"{BUNDLED_PREFIX}{name}.tsv.gz", **options)
-    terms = ("mgen: part of this package", "none: simulated, mgen/data/simulate.py")
+    terms = ("mgen: part of this package", "none: simulated, mgen/data/named/simulate.py")
     return Entry(table, "Bundled, simulated", modality, task, recipe, metric, rows, *terms)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from mgen.checkpoint import whole, write_json
 from mgen.config import InputError
-from mgen.data.labels import Problem, place
+from mgen.data.inputs.variants import Source, given_column
 from mgen.data.table import Rows
-from mgen.data.variants import Source, given_column
+from mgen.data.targets.labels import Problem, place
 from mgen.metrics.variants import above_median, variant_metrics
 from mgen.predictions import read
 from mgen.report import metric_table

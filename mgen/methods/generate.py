@@ -17,11 +17,11 @@ from torch import Tensor
 from mgen.adapters import ADAPTERS, ANY_WIDTH, Adapter
 from mgen.checkpoint import whole
 from mgen.config import InputError
-from mgen.data.corruption import mask_share
-from mgen.data.facts import Facts, number_facts, scaled
-from mgen.data.labels import place
-from mgen.data.masking import letters
 from mgen.data.table import Rows, Table
+from mgen.data.targets.corruption import mask_share
+from mgen.data.targets.facts import Facts, number_facts, scaled
+from mgen.data.targets.labels import place
+from mgen.data.targets.masking import letters
 from mgen.loop import Train
 from mgen.predictions import read
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from mgen.config import InputError
-from mgen.data.substitutions import column_score, log_frequencies, matrix_score, read_aligned
+from mgen.data.inputs.substitutions import column_score, log_frequencies, matrix_score, read_aligned
+from mgen.data.inputs.variants import Source, Variant, source_of, survey, window
 from mgen.data.table import Rows
-from mgen.data.variants import Source, Variant, source_of, survey, window
 
 CACHE_BYTES = 256 << 20  # of outputs kept
 NORMS = ("L1", "L2", "cosine")

@@ -103,7 +103,7 @@ def words(folder: Path, rows: int = 30_000) -> dict[str, float]:
 
     from mgen.backbones.huggingface_tokenizer import HuggingFaceTokenizer
     from mgen.data import Table
-    from mgen.data.token_store import token_store
+    from mgen.data.checking.token_store import token_store
 
     folder.mkdir()
     file, made = folder / "rows.parquet", tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))

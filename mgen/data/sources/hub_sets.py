@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mgen.config import InputError, nearest
-from mgen.data.arrow import write_batches
-from mgen.data.places import local_file, neighbour
+from mgen.data.sources.arrow import write_batches
+from mgen.data.sources.places import local_file, neighbour
 from mgen.data.table import Table
 from mgen.io.files import kept
 from mgen.io.tables import BLOCK_ROWS

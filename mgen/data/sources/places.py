@@ -6,7 +6,7 @@ from pathlib import Path
 from mgen.config import nearest
 from mgen.io.remote import fetched, is_remote
 
-BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED = Path(__file__).parents[1] / "named" / "bundled"
 BUNDLED_PREFIX = "bundled:"  # so that a saved config does not hold where mgen is installed
 SHARED_PREFIX = "shared:"  # files below $MGEN_SHARED/data, likewise
 HUB_PREFIX = "hf://datasets/"
@@ -28,7 +28,7 @@ def shared_folder() -> Path:
 
     Without the variable, `shared` beside the repository.
     """
-    beside = Path(__file__).parents[2].parent / "shared"
+    beside = Path(__file__).parents[3].parent / "shared"
     return Path(os.environ.get("MGEN_SHARED") or beside).expanduser() / "data"
 
 

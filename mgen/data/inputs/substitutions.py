@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mgen.config import InputError
-from mgen.data.variants import Variant
+from mgen.data.inputs.variants import Variant
 from mgen.io.alignments import read_alignment
 
 RESIDUES = "ARNDCQEGHILKMFPSTWYV"

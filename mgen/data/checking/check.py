@@ -1,12 +1,8 @@
 """Checks of a table before any weights are loaded.
 
 Each looks at every row once, in blocks of a few megabytes, and returns what should be said aloud,
-or raises an InputError that names the first bad cell and counts all of them. A tokenizer tells how
-letters are read: `alphabet` (letters accepted), `convert` (letter -> letter, applied before),
-`vocabulary`, `max_length` (0: none) and `num_special` in tokens, and the policies `truncate` and
-`unknown`. `per_letter`: each letter is one token; where it is not, `lengths` counts the tokens of
-rows as the backbone takes them. Where rows have alignments, `overflow` counts the tokens of them
-that do not fit.
+or raises an InputError that names the first bad cell and counts all of them. `Reads` is
+what they ask of a tokenizer.
 """
 
 from __future__ import annotations
@@ -15,14 +11,15 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mgen.config import InputError
-from mgen.data.labels import Problem, class_ids, number_blocks, place
+from mgen.data.checking.reads import Reads
+from mgen.data.checking.token_store import WORTH_ROWS, token_store
 from mgen.data.table import Rows
-from mgen.data.token_store import WORTH_ROWS, token_store
+from mgen.data.targets.labels import Problem, class_ids, number_blocks, place
 from mgen.io.files import kept
 
 if TYPE_CHECKING:
@@ -31,30 +28,6 @@ if TYPE_CHECKING:
 
 SPACES = "".join(c for c in map(chr, range(128)) if c.isspace())  # dropped by tokenizers
 NO_LIMIT = np.iinfo(np.int32).max
-
-
-class Reads(Protocol):
-    """What the checks need to know of a tokenizer."""
-
-    alphabet: str
-    convert: dict[str, str]
-    vocabulary: dict[str, int]
-    max_length: int
-    num_special: int
-    truncate: str
-    unknown: str
-    modality: str
-    per_letter: bool
-    has_context: bool
-    as_written: bool
-    fingerprint: str
-    stored: Any
-
-    def lengths(self, rows: list) -> list[int]: ...
-
-    def overflow(self, rows: list) -> list[int]: ...
-
-    def encode(self, rows: list) -> list[list[int]]: ...
 
 
 def inputs(rows: Rows, tokenizer: Reads, splits: Sequence[str]) -> tuple[list[str], np.ndarray]:

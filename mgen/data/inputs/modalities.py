@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgen.config import InputError, flags_of
-from mgen.data import check
-from mgen.data.labels import place
+from mgen.data.checking import check
 from mgen.data.table import Rows
+from mgen.data.targets.labels import place
 
 if TYPE_CHECKING:
     from torch import Tensor

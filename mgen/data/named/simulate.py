@@ -1,4 +1,4 @@
-"""Simulated data sets that ship with mgen; `python -m mgen.data.simulate` writes them again.
+"""Simulated data sets that ship with mgen; `python -m mgen.data.named.simulate` writes them again.
 
 Nothing here was measured. What generated each label is stated below and is known to the table
 (column `truth`), so that a model can be compared with the best that is possible:

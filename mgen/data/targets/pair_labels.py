@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgen.config import InputError
-from mgen.data import check
-from mgen.data.labels import Problem, place
+from mgen.data.checking.reads import Reads
 from mgen.data.table import Rows
-from mgen.data.token_labels import IGNORED, is_missing, json_list, per_letter, shown
+from mgen.data.targets.labels import Problem, place
+from mgen.data.targets.token_labels import IGNORED, is_missing, json_list, per_letter, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +74,7 @@ def dot_bracket_pairs(structure: str) -> list[list[int]]:
 
 
 def pair_facts(
-    rows: Rows, splits: Sequence[str], tokenizer: check.Reads, known: dict[str, Any]
+    rows: Rows, splits: Sequence[str], tokenizer: Reads, known: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Check the pairs of `splits`; what share of residues at each distance pair in training.
 
@@ -97,7 +97,7 @@ def pair_facts(
     return {"by_distance": (pairs / np.maximum(possible, 1)).tolist()}, notes
 
 
-def residue_spans(inputs: list, tokenizer: check.Reads, special: Tensor) -> Tensor:
+def residue_spans(inputs: list, tokenizer: Reads, special: Tensor) -> Tensor:
     """The first residue read of each row, from 0, how many are read and how many it has: (B, 3).
 
     `special` (B, tokens) is 0 at residues. The first is 0 but where the left end was cut off.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgen.config import InputError
-from mgen.data.places import local_file
+from mgen.data.sources.places import local_file
 from mgen.io.alignments import read_alignment, read_structure
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgen.config import InputError, nearest
-from mgen.data import check
-from mgen.data.labels import WHOLE, Problem, class_name, place
+from mgen.data.checking import check
+from mgen.data.checking.reads import Reads
 from mgen.data.table import Rows
+from mgen.data.targets.labels import WHOLE, Problem, class_name, place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +118,7 @@ def residues(cell: Any) -> tuple[list[str], np.ndarray]:
 
 
 def per_letter(
-    rows: Rows, tokenizer: check.Reads, columns: Sequence[str], indices: np.ndarray
+    rows: Rows, tokenizer: Reads, columns: Sequence[str], indices: np.ndarray
 ) -> Iterator[tuple[int, int, dict]]:
     """Row number, letters of its sequence as they are read, and its cells of `columns`.
 
@@ -153,7 +154,7 @@ def token_facts(
     rows: Rows,
     splits: Sequence[str],
     labels: ResidueLabels,
-    tokenizer: check.Reads,
+    tokenizer: Reads,
     classes: Sequence[str],
     known: Facts,
 ) -> tuple[Facts, list[str]]:

@@ -6,8 +6,7 @@ splits or assays have a name for each; the folder's own name is one of them.
 
 from typing import Any
 
-from mgen.data.places import SHARED_PREFIX
-from mgen.data.published import (
+from mgen.data.named.published import (
     AFL,
     CALM_PAPER,
     CC_BY,
@@ -28,6 +27,7 @@ from mgen.data.published import (
     VARIANTS,
     Entry,
 )
+from mgen.data.sources.places import SHARED_PREFIX
 from mgen.data.table import Table
 
 GPL = "GPL 3.0: of the repository; the measurements are public"

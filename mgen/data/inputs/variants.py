@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from mgen.config import InputError, nearest
-from mgen.data.labels import Problem, place
-from mgen.data.places import local_file
+from mgen.data.sources.places import local_file
+from mgen.data.targets.labels import Problem, place
 from mgen.io.genome import COMPLEMENT, genome
 from mgen.io.tables import is_table, read
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mgen.config import InputError, nearest
-from mgen.data import intervals
-from mgen.data.arrow import cached
-from mgen.data.assigning import NO_ROWS, assign
-from mgen.data.hub_sets import hub_splits
-from mgen.data.places import (
+from mgen.data.inputs.variants import VERSION, mutated_batches, read_wild_type
+from mgen.data.sources import intervals
+from mgen.data.sources.arrow import cached
+from mgen.data.sources.hub_sets import hub_splits
+from mgen.data.sources.places import (
     BUNDLED_PREFIX,
     HUB_PREFIX,
     SHARED_PREFIX,
@@ -24,8 +24,8 @@ from mgen.data.places import (
     local_file,
     neighbour,
 )
+from mgen.data.splitting.assigning import NO_ROWS, assign
 from mgen.data.table import Rows, Table
-from mgen.data.variants import VERSION, mutated_batches, read_wild_type
 from mgen.io.arrow import damaged, is_mappable, saved_parts
 from mgen.io.files import content_digest
 from mgen.io.remote import is_remote, remote_files, without_query

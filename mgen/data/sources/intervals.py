@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgen.config import InputError, nearest
-from mgen.data.places import local_file
-from mgen.data.variants import other_strand, unscorable
+from mgen.data.inputs.variants import other_strand, unscorable
+from mgen.data.sources.places import local_file
 from mgen.io.bed import interval
 from mgen.io.files import content_digest
 from mgen.io.genome import Genome, genome

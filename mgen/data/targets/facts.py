@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mgen.config import InputError
-from mgen.data import check
-from mgen.data.labels import (
+from mgen.data.checking import check
+from mgen.data.table import Rows
+from mgen.data.targets.labels import (
     class_ids,
     class_labels,
     class_names,
@@ -22,7 +23,6 @@ from mgen.data.labels import (
     place,
     statistics,
 )
-from mgen.data.table import Rows
 
 Facts = dict[str, Any]
 Yardsticks = dict[str, tuple[Tensor, Tensor]]

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from mgen.config import InputError
-from mgen.data import check
-from mgen.data.assigning import are_classes, coded, floats
-from mgen.data.identity import RESIDUES, Letters, Words, joined, letters, nearest
-from mgen.data.labels import class_name
+from mgen.data.checking import check
+from mgen.data.splitting.assigning import are_classes, coded, floats
+from mgen.data.splitting.identity import RESIDUES, Letters, Words, joined, letters, nearest
 from mgen.data.table import Rows
+from mgen.data.targets.labels import class_name
 
 LEVELS = ("serious", "look", "note")
 HELD_OUT = ("valid", "test")

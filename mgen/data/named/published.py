@@ -8,7 +8,7 @@ into $MGEN_SHARED/data/<folder>; `source` says where they come from.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mgen.data.places import BUNDLED_PREFIX, SHARED_PREFIX
+from mgen.data.sources.places import BUNDLED_PREFIX, SHARED_PREFIX
 from mgen.data.table import Table
 
 # Licences: what listings show, then the rest of it.

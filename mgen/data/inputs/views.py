@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from mgen.config import InputError
-from mgen.data.check import Reads
+from mgen.data.checking.reads import Reads
+from mgen.data.inputs.variants import other_strand
 from mgen.data.table import Rows, Table
-from mgen.data.variants import other_strand
 
 Row = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgen.config import InputError, nearest
-from mgen.data import splits as cut
-from mgen.data.identity import clusters
+from mgen.data.splitting import splits as cut
+from mgen.data.splitting.identity import clusters
 from mgen.data.table import Rows, Table
 
 if TYPE_CHECKING:

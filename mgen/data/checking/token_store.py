@@ -22,7 +22,7 @@ from mgen.config import InputError
 from mgen.io.files import kept
 
 if TYPE_CHECKING:
-    from mgen.data.check import Reads
+    from mgen.data.checking.reads import Reads
     from mgen.data.table import Rows
 
 WORTH_ROWS = 20_000  # fewer rows are tokenised each time

@@ -1,0 +1,1 @@
+"""What is looked at before weights load, and what a table leaks."""

@@ -1,0 +1,1 @@
+"""What of a row a network reads: mutated and aligned sequences, strands and stretches."""

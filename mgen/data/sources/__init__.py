@@ -1,0 +1,1 @@
+"""Where rows come from: files, databases, URLs, the hub, intervals of a genome."""

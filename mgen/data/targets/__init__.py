@@ -1,0 +1,1 @@
+"""What of a row a network is to give: numbers, classes, masked letters."""
