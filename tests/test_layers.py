@@ -106,8 +106,8 @@ WITHOUT_TORCH = (
     "io/tables.py",
     "backbones/zoo.py",
     "data/zoo.py",
-    "data/named/published.py",
     "data/named/benchmarks.py",
+    "data/named/published.py",
 )
 
 MODULES = sorted((ROOT / "mgen").rglob("*.py"))
