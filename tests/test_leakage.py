@@ -14,7 +14,7 @@ from scipy import stats
 from mgen import audit
 from mgen.config import InputError
 from mgen.data import Table, table
-from mgen.data.checking import leakage
+from mgen.data.checking import drift, leakage
 
 
 def write(folder, rows: list[str], columns: str = "sequence,label,split", **options) -> Table:
@@ -207,7 +207,7 @@ def test_classes_that_drift_and_classes_never_trained_on_are_said(tmp_path):
 
 @pytest.mark.parametrize("held", [[30, 20, 10], [40, 20, 5], [59, 1, 0]])
 def test_the_chance_of_a_drift_of_classes_is_that_of_scipy(held):
-    found_ = leakage._apart(np.array([300, 200, 100]), np.array(held))
+    found_ = drift.class_distance(np.array([300, 200, 100]), np.array(held))
     expected = stats.chi2_contingency([[300, 200, 100], held])
     assert found_["p"] == pytest.approx(expected.pvalue)
 

@@ -124,10 +124,11 @@ def test_make_commands_name_targets_and_experiments(command):
 
 
 @pytest.mark.parametrize("command", commands("mgen"))
-def test_mgen_commands_name_what_exists(command, monkeypatch, capsys):
+def test_mgen_commands_name_what_exists(command, folder, monkeypatch, capsys):
     _, verb, *words = shlex.split(command)
+    monkeypatch.chdir(folder)
     assert verb in cli.COMMANDS
-    if verb in ("list", "show"):
+    if verb in ("list", "show", "check"):
         cli.COMMANDS[verb](words)
         assert capsys.readouterr().out
     elif verb == "run":

@@ -8,32 +8,28 @@ sequences two differ but collide with probability 3e-6.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from mgen.config import InputError
 from mgen.data.checking import check
+from mgen.data.checking.drift import HELD_OUT, Used, class_distance, histogram, spread
 from mgen.data.splitting.assigning import are_classes, coded, floats
 from mgen.data.splitting.identity import RESIDUES, Letters, Words, joined, letters, nearest
 from mgen.data.table import Rows
 from mgen.data.targets.labels import class_name
 
 LEVELS = ("serious", "look", "note")
-HELD_OUT = ("valid", "test")
 SAMPLE = 10_000  # held-out rows of a split whose nearest training row is looked for
 SAMPLE_LETTERS = 10_000_000  # and letters of them
 MOST_NAMED = 1000  # classes whose names are kept
 FEW = 10  # training rows of a class
-BINS = 24
 DRIFT, UNLIKELY = 0.1, 1e-3  # a distance of distributions and a p-value worth saying
 EXPECTED = {"DNA": "ACGT", "RNA": "ACGU", "protein": RESIDUES}
 COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
-Used = dict[str, np.ndarray]  # split -> its row numbers, rising; none is empty
 
 
 class Finding(NamedTuple):
@@ -169,10 +165,10 @@ class _Sequences:
                 f"{len(empty):,} of {len(rows):,} sequences are empty, the first in "
                 f"{_where(rows, int(empty[0]))}",
             )
-        spread = _spread(self.lengths.astype(float), self.used)
-        found.facts["lengths"] = spread
-        _say_drift("sequence lengths", spread, found)
-        found.histograms["length in letters"] = _histogram("letters", self.lengths, self.used)
+        lengths = spread(self.lengths.astype(float), self.used)
+        found.facts["lengths"] = lengths
+        _say_drift("sequence lengths", lengths, found)
+        found.histograms["length in letters"] = histogram("letters", self.lengths, self.used)
         return is_nucleic
 
     def _filled(self, names: list[str]) -> np.ndarray:
@@ -274,8 +270,8 @@ class _Sequences:
         if shares:
             title = "identity with the most alike training row"
             axis = f"identity; from {near:g} on with the first row found"
-            histogram = {"axis": axis, "edges": edges.tolist(), "shares": shares}
-            self.found.histograms[title] = histogram
+            drawn = {"axis": axis, "edges": edges.tolist(), "shares": shares}
+            self.found.histograms[title] = drawn
 
 
 def _groups(rows: Rows, used: Used, found: Report) -> None:
@@ -333,9 +329,9 @@ def _label(rows: Rows, column: str, used: Used, sequences: _Sequences, found: Re
     used = {name: indices[~label.is_missing[indices]] for name, indices in used.items()}
     used = {name: indices for name, indices in used.items() if len(indices)}
     if label.kind == "numbers":
-        lines = _spread(label.values, used)
+        lines = spread(label.values, used)
         _say_drift(f"labels '{column}'", lines, found)
-        found.histograms[f"label {column}"] = _histogram(column, label.values, used)
+        found.histograms[f"label {column}"] = histogram(column, label.values, used)
     elif label.kind == "classes":
         lines = _balance(rows, column, label, used, found)
     else:
@@ -402,7 +398,7 @@ def _balance(rows: Rows, column: str, label: _Values, used: Used, found: Report)
     if "train" in counts:
         train = counts["train"]
         for name in [name for name in HELD_OUT if name in counts]:
-            lines[name] |= _apart(train, counts[name])
+            lines[name] |= class_distance(train, counts[name])
             new = np.flatnonzero((train == 0) & (counts[name] > 0))
             if len(new):
                 found.add(
@@ -436,22 +432,9 @@ def _letter_shares(rows: Rows, column: str, used: Used) -> dict[str, Any]:
         for name, n in counts.items()
     }
     for name in [name for name in HELD_OUT if name in counts and "train" in counts]:
-        apart = _apart(counts["train"][seen], counts[name][seen])
+        apart = class_distance(counts["train"][seen], counts[name][seen])
         lines[name]["total variation"] = apart["total variation"]  # letters are not independent
     return lines
-
-
-def _apart(train: np.ndarray, held: np.ndarray) -> dict[str, float]:
-    """Total variation of two counts of classes, and the p-value of Pearson's chi-square."""
-    table = np.stack([train, held])[:, (train + held) > 0]
-    shares = table / table.sum(1, keepdims=True)
-    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
-    square, freedom = float(((table - expected) ** 2 / expected).sum()), table.shape[1] - 1
-    apart = {"total variation": float(np.abs(shares[0] - shares[1]).sum() / 2)}
-    if freedom:
-        half = torch.tensor([freedom / 2, square / 2], dtype=torch.float64)
-        apart |= {"chi-square": square, "p": torch.special.gammaincc(*half).item()}
-    return apart
 
 
 def _conflicts(
@@ -484,43 +467,6 @@ def _conflicts(
     )
 
 
-# --------------------------------------------------------------------------- distributions
-
-
-def _spread(values: np.ndarray, used: Used) -> dict[str, dict[str, Any]]:
-    """Mean, deviation and range by split; the distance from training (Kolmogorov-Smirnov)."""
-    lines: dict[str, dict[str, Any]] = {}
-    for name, indices in used.items():
-        own = values[indices]
-        lines[name] = {
-            "rows": len(own),
-            "mean": float(own.mean()),
-            "std": float(own.std()),
-            "least": float(own.min()),
-            "median": float(np.median(own)),
-            "most": float(own.max()),
-        }
-        if name in HELD_OUT and "train" in used:
-            lines[name] |= kolmogorov_smirnov(values[used["train"]], own)
-    return lines
-
-
-def kolmogorov_smirnov(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """The largest distance of two empirical distribution functions, and its asymptotic p-value.
-
-    Series and correction for small samples of Stephens (1970); ties make the p-value too large.
-    """
-    first, second = np.sort(first), np.sort(second)
-    points = np.concatenate([first, second])
-    shares = [np.searchsorted(own, points, side="right") / len(own) for own in (first, second)]
-    distance = float(np.abs(shares[0] - shares[1]).max())
-    root = math.sqrt(len(first) * len(second) / (len(first) + len(second)))
-    x = (root + 0.12 + 0.11 / root) * distance
-    terms = [(-1) ** (j - 1) * math.exp(-2 * (j * x) ** 2) for j in range(1, 101)]
-    p = 1.0 if x < 0.2 else min(max(2 * sum(terms), 0.0), 1.0)
-    return {"Kolmogorov-Smirnov": distance, "p": p}
-
-
 def _say_drift(what: str, lines: dict[str, dict[str, Any]], found: Report) -> None:
     for name, line in lines.items():
         for measure in ("Kolmogorov-Smirnov", "total variation"):
@@ -530,17 +476,3 @@ def _say_drift(what: str, lines: dict[str, dict[str, Any]], found: Report) -> No
                 found.add(
                     "look", f"{what} of {name} and train differ: {measure} {distance:.3g}{chance}"
                 )
-
-
-def _histogram(axis: str, values: np.ndarray, used: Used) -> dict[str, Any]:
-    """Shares of rows in bins; the outer ones hold the 0.5 % of values beyond either end."""
-    everywhere = np.concatenate([values[indices] for indices in used.values()] or [np.zeros(1)])
-    low, high = np.quantile(everywhere, (0.005, 0.995))
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, BINS + 1)
-    shares = {
-        name: (np.histogram(values[i].clip(low, high), edges)[0] / len(i)).tolist()
-        for name, i in used.items()
-    }
-    return {"axis": axis, "edges": edges.tolist(), "shares": shares}
