@@ -2,12 +2,17 @@
 
 import pickle
 import random
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from mgen.config import InputError
 from mgen.data.batches import Batch, loader, plan
 
 LENGTHS = np.random.default_rng(0).integers(16, 513, size=1024)
@@ -145,3 +150,65 @@ def test_no_weights_travel_to_workers(tmp_path):
 def test_what_travels_to_workers_can_be_pickled_and_is_small(tmp_path):
     task, _ = tiny.prepared(tiny.settings(tmp_path))
     assert len(pickle.dumps(task.collator())) < 10_000
+
+
+def refusing(rows):
+    raise InputError("row 7 (header not counted): no")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_wrong_input_found_by_a_worker_reads_as_if_found_here(workers):
+    with pytest.raises(InputError, match=r"^row 7 \(header not counted\): no$"):
+        next(loader(Rows(), BATCHES, refusing, workers))
+
+
+LEAVES = """
+import sys, time
+import torch
+from mgen.data.batches import Batch, loader
+
+class Rows:
+    def take(self, numbers):
+        return list(numbers)
+
+def large(rows):  # more than a pipe holds, so that a worker waits in the middle of a batch
+    return {"numbers": torch.zeros(1 << 20)}
+
+made = loader(Rows(), (Batch((i,), i) for i in range(10**6)), large, workers=1)
+next(made)
+if sys.argv[1] == "raise":
+    raise KeyError("a fault of the recipe")
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def started(how: str) -> subprocess.Popen:
+    words = [sys.executable, "-c", LEAVES, how]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def test_an_error_with_worker_processes_alive_ends_the_process():
+    assert started("raise").wait(timeout=30) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc of Linux")
+def test_workers_of_a_killed_process_end_by_themselves():
+    process = started("sleep")
+    assert process.stdout.readline() == b"ready\n"
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert workers
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not any(alive(worker) for worker in workers):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"processes {workers} outlive their parent")
+
+
+def alive(process: str) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False

@@ -1,9 +1,14 @@
 """Which rows go into which batch, and the loader that makes those batches in worker processes."""
 
+import atexit
+import os
 import random
 import signal
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from mgen.config import InputError
 
 LOOK_AHEAD = 50  # batches' worth of shuffled rows among which similar lengths are put together
 GROUP_ROWS = 256  # rows that make the crossing from a worker process worth it
@@ -77,11 +84,12 @@ class _Groups(Dataset):
     def __init__(self, rows, collate: Callable[[list[dict]], dict]) -> None:
         self.rows, self.collate = rows, collate
 
-    def __getitem__(self, group: Sequence[Batch]) -> list[dict[str, Any]]:
-        if get_worker_info() is None:
-            with kept_random_state():
+    def __getitem__(self, group: Sequence[Batch]) -> list[dict[str, Any]] | InputError:
+        try:
+            with nullcontext() if get_worker_info() else kept_random_state():
                 return [self._made(batch) for batch in group]
-        return [self._made(batch) for batch in group]
+        except InputError as error:  # raised where the user sees it, without a worker's traceback
+            return error
 
     def _made(self, batch: Batch) -> dict[str, Any]:
         seed_all(batch.seed)
@@ -101,7 +109,7 @@ def loader(
     The content of a batch depends on its rows and seed alone, not on the number of workers, and
     the global random state is left as it was.
     """
-    made = iter(
+    groups = iter(
         DataLoader(
             _Groups(rows, collate),
             sampler=_grouped(batches, GROUP_ROWS if workers else 1),
@@ -109,11 +117,13 @@ def loader(
             num_workers=workers,
             collate_fn=_same,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_live_as_long_as_the_parent,
             generator=torch.Generator(),  # or creating the iterator draws from the global state
         )
     )
-    return (_tensors(batch, pin_memory) for group in made for batch in group)
+    if workers:
+        _RUNNING.add(groups)
+    return (_tensors(batch, pin_memory) for group in map(_or_raise, groups) for batch in group)
 
 
 def _grouped(batches: Iterable[Batch], least: int) -> Iterator[list[Batch]]:
@@ -155,12 +165,37 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-def _same(group: list) -> list:
+def _same(group: Any) -> Any:
     return group
 
 
-def _outlive_signals(worker: int) -> None:
+def _or_raise(group: Any) -> Any:
+    if isinstance(group, InputError):
+        raise group
+    return group
+
+
+_RUNNING: weakref.WeakSet = weakref.WeakSet()  # loaders with worker processes
+
+
+@atexit.register
+def _stop_workers() -> None:
+    # An error on its way out keeps its frames, and so the loader. Python would then end workers by
+    # the signal that they pass over, and wait for them for ever.
+    for groups in list(_RUNNING):
+        groups._shutdown_workers()
+
+
+def _live_as_long_as_the_parent(worker: int) -> None:
     # Ctrl-C and schedulers signal the whole process group; the parent decides when workers end.
     # It may do so by SIGTERM, so only the first one is passed over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    # Killed, it says nothing, and a worker that writes into the pipe between them would never know.
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
