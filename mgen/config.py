@@ -160,6 +160,10 @@ def parse(
     for file in flag_values(argv, "config"):
         config = from_yaml(config, file)
     config = _switch(config, lambda path: flag_values(argv, path))
+    for path in _list_paths(config):  # the last one would win without a word
+        if len(flag_values(argv, path)) > 1:
+            flag = f"--{path.replace('_', '-')}"
+            raise InputError(f"{flag}: given more than once; name all values after one {flag}")
     fields = [
         (name, Annotated[type(value), tyro.conf.arg(name="")], value)
         for name, value in (("settings", config), ("launch", launch))
@@ -252,6 +256,16 @@ def _switch(config: T, names: Callable[[str], list[str]], prefix: str = "") -> T
         elif dataclasses.is_dataclass(value):
             changed[field.name] = _switch(value, names, path + ".")
     return dataclasses.replace(config, **changed)
+
+
+def _list_paths(config: Any, prefix: str = "") -> Iterator[str]:
+    """The fields of a config that hold several values, with dots."""
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), prefix + field.name
+        if isinstance(value, tuple):
+            yield path
+        elif dataclasses.is_dataclass(value):
+            yield from _list_paths(value, path + ".")
 
 
 def _flags(tree: dict, config: Any, prefix: str = "") -> list[str]:

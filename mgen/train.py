@@ -18,6 +18,7 @@ import tyro
 from mgen import calibration, checkpoint, ensemble, tuning
 from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
+from mgen.data.splitting.assigning import used_rows
 from mgen.ensemble import Ensemble
 from mgen.infer import infer
 from mgen.loop import Fit, Interrupted, NotFinite, Signals, Train
@@ -170,7 +171,7 @@ class Session:
         """All rows of one table as the split; those the run was trained on need not be there."""
         alone = {"path": path, "valid_path": "", "test_path": ""} if path else {}
         rows = dataclasses.replace(self.cfg.data, **alone).open(split=False)
-        rows.splits[self.split] = rows.used()
+        rows.splits[self.split] = used_rows(rows)
         stems = [Path(name.rpartition(":")[2]).name.partition(".")[0] for name in rows.names]
         self.name = stems[0] if len(stems) == 1 else self.split
         return rows

@@ -260,3 +260,9 @@ def test_a_list_item_that_starts_with_a_dash_is_refused(tmp_path, capsys):
     code, text = left(capsys, "--config", written(tmp_path, "names: ['-x']"))
     assert code == 2
     assert "c.yaml" in text
+
+
+def test_a_list_given_twice_is_refused_not_replaced():
+    with pytest.raises(InputError, match="--names: given more than once; name all values after"):
+        parsed("--names", "a", "--names", "b")
+    assert parsed("--names", "a", "b").names == ("a", "b")

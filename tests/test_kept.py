@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mgen.config import InputError
 from mgen.data import Table
 from mgen.data.checking import check, token_store
 from mgen.io import files
@@ -119,4 +120,34 @@ def test_what_is_half_written_is_never_kept(tmp_path):
     with pytest.raises(ValueError):
         files.kept("kind", "name", fails)
     assert files.kept("kind", "name", lambda p: np.save(p.open("wb"), 1)).stat().st_size > 0
-    assert [p.name for p in (tmp_path / "cache" / "kind").iterdir()] == ["name"]
+    assert {p.name for p in (tmp_path / "cache" / "kind").iterdir()} == {"name", ".name.size"}
+
+
+@pytest.mark.parametrize("size", [0, 100, -50])
+def test_a_cached_table_cut_short_is_read_anew(size, tmp_path):
+    before = table(tmp_path).take(range(4))
+    (file,) = (tmp_path / "cache" / "tables").glob("[!.]*")
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.warns(UserWarning, match="not as it was written; it is made again"):
+        assert table(tmp_path).take(range(4)) == before
+    assert table(tmp_path).take(range(4)) == before
+
+
+def test_a_cached_file_of_other_content_is_named(tmp_path):
+    check.inputs(table(tmp_path), Words(), ("train",))
+    (file,) = (tmp_path / "cache" / "checks").glob("[!.]*")
+    file.write_bytes(b"x" * file.stat().st_size)
+    with pytest.raises(InputError, match="a damaged file of the cache .*Delete it"):
+        check.inputs(table(tmp_path), Words(), ("train",))
+
+
+def test_a_word_tokenizer_reads_only_rows_that_are_used(tmp_path):
+    class Strict(Words):
+        def read(self, text):
+            if "X" in text:
+                raise InputError("X")
+            return super().read(text)
+
+    rows = table(tmp_path, ("ACGT", "AX", "GG"))
+    rows.splits["train"] = np.array([0, 2])
+    assert check.inputs(rows, Strict(), ("train",))[1].tolist() == [4, 0, 3]

@@ -211,7 +211,7 @@ def test_an_index_is_made_once_in_the_cache_and_never_beside_the_file(tmp_path, 
     monkeypatch.setenv("MGEN_CACHE", str(tmp_path / "cache"))
     path = fasta(tmp_path / "data")
     assert Genome(path).fetch("chr1", 4, 13) == "ACGTACGGT"
-    (kept,) = (tmp_path / "cache" / "genomes").iterdir()
+    (kept,) = (tmp_path / "cache" / "genomes").glob("[!.]*")
     assert kept.read_text() == INDEX
     assert [file.name for file in (tmp_path / "data").iterdir()] == ["g.fa"]
     monkeypatch.setattr(Genome, "_write_index", None)
@@ -716,9 +716,9 @@ def test_the_first_rows_of_hub_splits_are_streamed(hub, tmp_path, monkeypatch):
     assert hub == [("owner/name", "x", "main", True)]
     assert [row["sequence"] for row in rows.take([0, 1, 2])] == ["A", "C", "T"]
     assert rows.plan.startswith("owner/name [train]: the first 2 rows are read; train is 'train'")
-    assert len(list((tmp_path / "tables").iterdir())) == 2
+    assert len(list((tmp_path / "tables").glob("[!.]*"))) == 2
     opened("owner/name", max_rows=3, subset="x")
-    assert len(list((tmp_path / "tables").iterdir())) == 4
+    assert len(list((tmp_path / "tables").glob("[!.]*"))) == 4
 
 
 def test_a_hub_data_set_has_its_splits(hub):
@@ -902,3 +902,46 @@ def test_repeated_names_of_a_fasta_are_counted_aloud(tmp_path):
     )
     with pytest.raises(InputError, match="contig 'a' occurs twice"):
         Genome(tmp_path / "t.fa")
+
+
+# --------------------------------------------------------------------------- places
+
+
+def test_one_file_under_two_names_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("sequence,label\nAC,1\nGT,2\n")
+    for options in ({"path": "t.csv,./t.csv"}, {"path": "t.csv", "test_path": "./t.csv"}):
+        with pytest.raises(InputError, match=r"\./t.csv: is the file t.csv, which is named too"):
+            Table(**options).open()
+
+
+def test_a_copy_of_a_hub_data_set_is_read_where_its_files_lie(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        content = pa.table({"sequence": [f"AC{name[6:11]}"], "label": [1]})
+        parquet.write_table(content, tmp_path / "data" / f"{name}.parquet")
+    (tmp_path / "README.md").write_text("# a data set")
+    for subset in ("", "default"):
+        rows = Table(path=str(tmp_path), subset=subset, valid_fraction=0).open()
+        assert [len(rows.splits[name]) for name in ("train", "test")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (",", "names no file"),
+        ("a" * 300 + ".csv", "File name too long"),
+        ("~nobody9/t.csv", "home"),
+    ],
+)
+def test_paths_that_no_file_can_have_are_named(path, message):
+    with pytest.raises(InputError, match=f"--data.path .*{message}"):
+        Table(path=path).open()
+
+
+def test_places_without_a_genome_say_so(tmp_path):
+    (tmp_path / "t.bed").write_text("chr1\t1\t9\n")
+    with pytest.raises(
+        InputError, match="places of a genome, without sequences.*Set --data.genome"
+    ):
+        Table(path=str(tmp_path / "t.bed")).open(split=False)

@@ -1,5 +1,6 @@
 """Splits equal the published ones, and every row lands where the options say."""
 
+import dataclasses
 import json
 import time
 
@@ -11,6 +12,7 @@ from conftest import golden
 from mgen.config import InputError
 from mgen.data import Table
 from mgen.data.splitting import splits
+from mgen.data.splitting.assigning import used_rows
 from mgen.data.targets import labels
 
 FIXTURE = "tasks/splits_and_folds"
@@ -229,11 +231,15 @@ FAMILIES = "sequence,label,family,size\nAC,1,a,2\nGT,2,b,2\nAA,3,a,3\nCC,4,,2\n"
 
 
 def test_only_rows_of_the_named_values_are_used(tmp_path):
+    def used(*only):
+        return used_rows(table(tmp_path, FAMILIES, only=only).open(split=False)).tolist()
+
     none = {"test_fraction": 0, "valid_fraction": 0}
     rows = table(tmp_path, FAMILIES, only=("family=a", "size=2"), **none).open()
     assert rows.splits["train"].tolist() == [0]
     assert rows.plan == "only family=a and size=2; rows: 1 train, 0 valid, 0 test, 3 unused"
-    assert table(tmp_path, FAMILIES, only=("family=a",)).open(split=False).used().tolist() == [0, 2]
+    assert used("family=a") == [0, 2] and used("size=2.0") == [0, 1, 3]
+    assert used("family=a", "family=b", "size=2") == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -437,3 +443,34 @@ def test_a_fold_column_with_a_gap_or_an_odd_value_names_them(tmp_path):
     text = "sequence,label,f\n" + "".join(f"A,1,{f}\n" for f in (0, 1, 3, 7))
     with pytest.raises(InputError, match="no row is in fold 2; 1 rows are in no fold, .* row 4"):
         table(tmp_path, text, fold_col="f", folds=4).open()
+
+
+def test_a_share_of_rows_that_are_named_is_said_to_change_nothing(tmp_path):
+    text = "sequence,split\nAC,train\nGT,train\nAA,test\nCC,valid\n"
+    opened = table(tmp_path, text, split_col="split", test_fraction=0.3).open()
+    assert "--data.test-fraction changes nothing: test rows are named" in opened.plan
+    assert "valid-fraction" not in opened.plan
+
+
+def test_a_number_that_is_none_is_no_group(tmp_path):
+    text = "sequence,size\nAC,1\nGT,nan\nAA,2\nCC,2\n"
+    with pytest.raises(InputError, match="row 2 .*column 'size': no value .1 of 4 rows"):
+        table(tmp_path, text, group_col="size").open()
+
+
+def test_files_that_look_like_splits_are_not_pooled(tmp_path):
+    for name in ("my.train.csv", "my.test.csv"):
+        (tmp_path / name).write_text("sequence,label\nAC,1\nGT,2\nAA,3\n")
+    folder = Table(path=str(tmp_path), valid_fraction=0)
+    with pytest.raises(InputError) as raised:
+        folder.open()
+    flags = "--data.train-split 'my.train' --data.test-split 'my.test'"
+    assert f"but some look like splits: set {flags}, or --data.train-split '*'" in str(raised.value)
+    named = dataclasses.replace(folder, train_split="my.train", test_split="my.test").open()
+    assert {name: len(found) for name, found in named.splits.items()} == {
+        "train": 3,
+        "valid": 0,
+        "test": 3,
+    }
+    pooled = dataclasses.replace(folder, train_split="*", test_fraction=0).open()
+    assert len(pooled.splits["train"]) == 6

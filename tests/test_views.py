@@ -10,6 +10,7 @@ import torch
 from mgen.backbones import backbone
 from mgen.config import InputError
 from mgen.data import Table, batches
+from mgen.data.checking import check
 from mgen.data.inputs import views
 from mgen.data.sampling import draw, sampling_weights
 from mgen.loop import Train
@@ -222,3 +223,28 @@ def test_a_run_killed_within_an_epoch_goes_on_with_the_same_views_and_draws(work
     assert (resumed.state.step, resumed.state.index) == (12, 2)
     resumed.run()
     assert tiny.equal(tiny.weights(whole.task), tiny.weights(resumed.task))
+
+
+def test_tokens_within_the_text_are_neither_cut_nor_turned(tmp_path):
+    (tmp_path / "t.csv").write_text("sequence\nACGT\nAC[MASK]GT\n")
+    data = Table(path=str(tmp_path / "t.csv"), test_fraction=0, valid_fraction=0)
+    tokenizer = backbone("aido_dna_debug").tokenizer()
+    assert check.sequences(data.open(), tokenizer) == []
+    for options in ({"crop": 3}, {"strands": "augment"}):
+        rows = dataclasses.replace(data, **options).open()
+        with pytest.raises(InputError, match=r"row 2 .*a token such as \[MASK\] in the text"):
+            check.sequences(rows, tokenizer)
+
+
+@pytest.mark.parametrize("values", [["-1", "1", "-1"], ["700000", "5", "5"], ["a", "b", "a"]])
+def test_any_values_can_be_balanced(values, tmp_path):
+    lines = [f"ACGT,{value}" for value in values]
+    (tmp_path / "t.csv").write_text("\n".join(["sequence,by", *lines]) + "\n")
+    path = str(tmp_path / "t.csv")
+    rows = Table(path=path, test_fraction=0, valid_fraction=0, balance_col="by").open()
+    assert sorted(sampling_weights(rows)) == [0.25, 0.25, 0.5]
+
+
+def test_all_different_values_cannot_be_balanced(tmp_path):
+    with pytest.raises(InputError, match="3 different values in 3 training rows: nothing to bal"):
+        sampling_weights(weighted(tmp_path, [1, 2, 3], balance_col="weight"))

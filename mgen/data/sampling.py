@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from mgen.config import InputError
+from mgen.data.splitting.assigning import coded, require_values
 from mgen.data.table import Rows
-from mgen.data.targets.labels import class_ids, class_names, numbers, place
+from mgen.data.targets.labels import numbers, place
 
 
 def sampling_weights(rows: Rows) -> np.ndarray | None:
@@ -27,11 +28,17 @@ def sampling_weights(rows: Rows) -> np.ndarray | None:
             raise InputError(f"{where}: weights must be at least 0, and some of them above it")
         return weights / weights.sum()
     if table.balance_col:
-        rows.require(table.balance_col, "balance-col")
-        names = class_names(rows, table.balance_col)
-        ids = class_ids(rows, table.balance_col, names, train)
+        codes, names = coded(rows, table.balance_col, "balance-col")
+        require_values(rows, table.balance_col, train, codes[train], names)
+        ids = codes[train]
         counts = np.bincount(ids, minlength=len(names))
-        return 1.0 / (counts[ids] * np.count_nonzero(counts))
+        different = np.count_nonzero(counts)
+        if different < 2 or counts.max() == 1:
+            raise InputError(
+                f"{rows.names[0]}, column '{table.balance_col}': {different:,} different values in "
+                f"{len(ids):,} training rows: nothing to balance. Set --data.balance-col"
+            )
+        return 1.0 / (counts[ids] * different)
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2 << 20  # what a check looks at at once
 CHUNK_ROWS = 1 << 16
 
+Strands = Literal["forward", "augment", "average", "both"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Choice):
@@ -34,7 +35,7 @@ class Table(Choice):
     test_path: str = ""  # more rows, all for testing
     subset: str = ""  # configuration of a hub data set, and what {subset} in a path stands for
     revision: str = "main"  # revision of a hub data set
-    max_rows: int = 0  # rows of each hub split, streamed without a download of the rest; 0: all
+    max_rows: int = 0  # first rows of each file or split; of the hub no more is fetched; 0: all
     query: str = ""  # SQL query of an SQLite or DuckDB file; empty: all of its only table
     x_col: str = "sequence"  # column of sequences
     genome: str = ""  # FASTA whose intervals the rows are: x_col gets the sequences there
@@ -65,13 +66,9 @@ class Table(Choice):
     valid_fold_offset: int = 1  # the fold to validate on, counted from the one to test on; 0: same
     weight_col: str = ""  # column of weights: training rows are drawn in proportion, with repeats
     balance_col: str = ""  # column whose values training draws equally often, with repeats
-    crop: int = (
-        0  # letters of a sequence used: the middle ones, in training a random stretch; 0: all
-    )
-    strands: Literal["forward", "augment", "average", "both"] = (
-        "forward"  # of DNA; augment: training turns half of the rows; average: predict both's mean
-    )
-    only: tuple[str, ...] = ()  # COLUMN=VALUE: use only the rows where that holds, all of them
+    crop: int = 0  # letters used of a sequence: the middle, in training a random stretch; 0: all
+    strands: Strands = "forward"  # augment: training turns half the rows; average: mean of both
+    only: tuple[str, ...] = ()  # COLUMN=VALUE: use only such rows; several of a column: any of them
     keep_classes: tuple[str, ...] = ()  # use only rows whose (first) label is one of these
     truth_col: str = ""  # noise-free labels, where a simulated table has them: the ceiling
 
@@ -171,23 +168,6 @@ class Rows:
         for name, rows in self.splits.items():
             digest.update(name.encode() + rows.astype("<i8").tobytes())
         return digest.hexdigest()
-
-    def used(self) -> np.ndarray:
-        """The numbers of the rows that `only` lets pass. Raises InputError if there are none."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        wanted = [condition.partition("=")[::2] for condition in self.table.only]
-        if wrong := [text for text in self.table.only if "=" not in text]:
-            raise InputError(f"--data.only {wrong[0]}: expected COLUMN=VALUE")
-        found = [np.arange(len(self)) if not wanted else np.zeros(0, dtype=np.int64)]
-        for numbers, block in self.chunks([column for column, _ in wanted]) if wanted else ():
-            passes = [pc.equal(block[column].cast(pa.string()), value) for column, value in wanted]
-            found.append(numbers[pc.fill_null(functools.reduce(pc.and_, passes), False).to_numpy()])
-        used = np.concatenate(found)
-        if not len(used):
-            raise InputError(f"{self.names[0]}: no row has {' and '.join(self.table.only)}")
-        return used
 
     def where(self, row: int) -> str:
         """A row's file and number in it, for messages."""

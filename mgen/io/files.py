@@ -3,11 +3,14 @@
 import atexit
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -68,18 +71,35 @@ def _note(partial: Path, text: str) -> None:
 
 
 def _made(target: Path, make: Callable[[Path], None]) -> Path:
+    note = target.with_name(f".{target.name}.size")  # a file cut short is made again
     if target.exists():
-        return target
+        if note.exists() and note.read_text() == str(target.stat().st_size):
+            return target
+        warnings.warn(f"{target}: not as it was written; it is made again", stacklevel=2)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    partial = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         make(partial)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        size = partial.with_suffix(".size")
+        size.write_text(str(partial.stat().st_size))
+        os.replace(size, note)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Errors of reading a file of the cache inside say what to do."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: a damaged file of the cache ({error}). Delete it") from None
 
 
 @cache

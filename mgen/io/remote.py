@@ -1,7 +1,9 @@
 """Files elsewhere, by URL: fetched whole, once per content, into the cache (through fsspec)."""
 
+import errno
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,6 +80,8 @@ def fetched(url: str) -> Path:
         try:
             system.get_file(path, str(target))
         except Exception as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise  # of the cache
             raise _problem(url, error) from error
         if size is not None and target.stat().st_size != size:
             raise InputError(f"{url}: {target.stat().st_size:,} of {size:,} bytes came. Try again.")
@@ -111,13 +115,12 @@ def _problem(url: str, error: Exception) -> InputError:
     said = f"{type(cause).__name__}: {cause}".splitlines()[0]
     if isinstance(error, ValueError) and "Protocol not known" in said:
         return InputError(f"{url}: no protocol '{protocol}' is known")
-    words = said.lower()
-    if isinstance(cause, PermissionError) or any(
-        sign in words for sign in ("401", "403", "forbidden", "unauthorized", "gated", "credential")
-    ):
+    words = said.lower().replace(url.lower(), "")
+    refused = r"\b40[13]\b|forbidden|unauthorized|gated|credential"
+    if isinstance(cause, PermissionError) or re.search(refused, words):
         login = LOGINS.get(protocol, "fetch it in a browser and give --data.path the file")
         return InputError(f"{url}: needs a login ({said}): {login}")
-    if isinstance(cause, FileNotFoundError) or "404" in words or "not found" in words:
+    if isinstance(cause, FileNotFoundError) or re.search(r"\b404\b", words) or "not found" in words:
         return InputError(f"{url}: no such file ({said}). Check the address")
     return InputError(
         f"{url}: cannot be reached ({said}). Check the connection, or fetch it elsewhere and give "

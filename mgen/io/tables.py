@@ -47,7 +47,9 @@ def read(path: str | Path, query: str = "") -> Batches:
     path = Path(path)
     suffix = table_format(path)
     if query and suffix not in DATABASES:
-        raise InputError(f"{path}: --data.query is for databases ({', '.join(DATABASES)}); drop it")
+        raise InputError(
+            f"{path}: --data.query is for databases ({', '.join(DATABASES)}). Set --data.query ''"
+        )
     reader = functools.partial(READERS[suffix], **({"query": query} if query else {}))
     try:
         with _opened(path) as file:

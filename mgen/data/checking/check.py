@@ -20,7 +20,7 @@ from mgen.data.checking.reads import Reads
 from mgen.data.checking.token_store import WORTH_ROWS, token_store
 from mgen.data.table import Rows
 from mgen.data.targets.labels import Problem, class_ids, number_blocks, place
-from mgen.io.files import kept
+from mgen.io.files import kept, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,16 +48,22 @@ def inputs(rows: Rows, tokenizer: Reads, splits: Sequence[str]) -> tuple[list[st
         with partial.open("wb") as file:
             np.savez(file, notes=np.array(notes, dtype=str), lengths=lengths)
 
-    with np.load(kept("checks", f"{name}.npz", write), allow_pickle=False) as found:
+    file = kept("checks", f"{name}.npz", write)
+    with reading(file), np.load(file, allow_pickle=False) as found:
         return found["notes"].tolist(), found["lengths"]
 
 
 def _inputs(rows: Rows, tokenizer: Reads, splits: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    if not rows.table.x_col:
+        raise InputError(
+            f"{rows.names[0]}: this task reads a column of sequences, and none is named. Set "
+            "--data.x-col, or run the recipe that mgen show data NAME says"
+        )
     held = np.concatenate([rows.splits[split] for split in splits])
     notes = sequences(rows, tokenizer, held) + identifiers(rows, held)
     if "train" in splits:
         notes += overlaps(rows, tokenizer)
-    return notes, token_lengths(rows, rows.table.x_col, tokenizer)
+    return notes, token_lengths(rows, rows.table.x_col, tokenizer, held)
 
 
 def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -> list[str]:
@@ -66,9 +72,16 @@ def sequences(rows: Rows, tokenizer: Reads, indices: np.ndarray | None = None) -
     reading = _Reading(tokenizer)
     missing, outside, too_long, cut_off = Problem(), Problem(), Problem(), Problem()
     lower, converted, num_letters, lost, longest, dropped = 0, 0, 0, 0, 0, 0
+    is_viewed = rows.table.crop or rows.table.strands != "forward"
     like_dna, other = tokenizer.modality == "protein", ~_marked(f"ACGTUNacgtun{SPACES}")
     for numbered, block in rows.chunks(_columns(rows), indices):
         texts, lengths = reading.read(rows, block.column(column))
+        if is_viewed and (is_marked := reading.has_special(rows, block)).any():
+            where = place(rows, int(numbered[np.flatnonzero(is_marked)[0]]), column)
+            raise InputError(
+                f"{where}: a token such as [MASK] in the text cannot be cut or turned. Drop "
+                "--data.crop and --data.strands, or the row"
+            )
         lengths = np.minimum(lengths, rows.table.crop or NO_LIMIT)
         is_outside = texts.rows_with(reading.is_outside)
         like_dna &= not texts.count(other)
@@ -175,16 +188,20 @@ def _shortened(rows: Rows, tokenizer: Reads, long: Problem, lost: int, total: in
     )
 
 
-def token_lengths(rows: Rows, column: str, tokenizer: Reads) -> np.ndarray:
+def token_lengths(
+    rows: Rows, column: str, tokenizer: Reads, indices: np.ndarray | None = None
+) -> np.ndarray:
     """Tokens of every row as the model sees it (special tokens included, cut), (n,) int32.
+
+    Rows that are not among `indices` have 0: nothing may be known of them.
 
     Rows that are read in windows count whole; what else a model reads beside the sequence counts.
     """
     reading = _Reading(tokenizer)
     limit = NO_LIMIT if tokenizer.truncate == "window" else tokenizer.max_length or NO_LIMIT
-    lengths = np.empty(len(rows), dtype=np.int32)
+    lengths = np.zeros(len(rows), dtype=np.int32)
     by_letters = tokenizer.per_letter and not _is_aligned(rows)
-    for numbered, block in rows.chunks([column] if by_letters else _columns(rows)):
+    for numbered, block in rows.chunks([column] if by_letters else _columns(rows), indices):
         if by_letters:
             letters = reading.read(rows, block.column(column))[1]
             tokens = np.minimum(letters, rows.table.crop or NO_LIMIT) + tokenizer.num_special
@@ -351,6 +368,16 @@ class _Reading:
             array = pc.replace_substring_regex(array, f"[{SPACES}]+", "")
             texts = _Texts(array)
         return texts, pc.utf8_length(array).to_numpy()
+
+    def has_special(self, rows: Rows, block: pa.Table) -> np.ndarray:
+        """Which rows of a block have a special token in their text, (n,) bool."""
+        import pyarrow.compute as pc
+
+        if not self.special:
+            return np.zeros(block.num_rows, dtype=bool)
+        texts = block.column(rows.table.x_col)
+        found = pc.match_substring_regex(texts, self.special)
+        return pc.fill_null(found, False).to_numpy()
 
     def first_outside(self, sequence: str) -> str:
         text = re.sub(self.special, self.stand_in, sequence) if self.special else sequence

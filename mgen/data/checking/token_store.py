@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mgen.config import InputError
-from mgen.io.files import kept
+from mgen.io.files import kept, reading
 
 if TYPE_CHECKING:
     from mgen.data.checking.reads import Reads
@@ -69,9 +69,11 @@ def token_store(rows: Rows, tokenizer: Reads) -> TokenStore | None:
     facts = (rows.content, rows.table.x_col, tokenizer.fingerprint)
     name = hashlib.sha256(repr(facts).encode()).hexdigest()
     try:
-        return TokenStore(kept("tokens", name, lambda partial: _write(partial, rows, tokenizer)))
+        file = kept("tokens", name, lambda partial: _write(partial, rows, tokenizer))
     except InputError:
         return None
+    with reading(file):
+        return TokenStore(file)
 
 
 def _write(target: Path, rows: Rows, tokenizer: Reads) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgen.io.files import content_digest, kept
+from mgen.io.files import content_digest, kept, reading
 from mgen.io.tables import READER_VERSION, Batches, read, table_format
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def cached(
         batches = read(path)
         write_batches(partial, change(path, batches) if change else batches)
 
-    return datasets.Dataset.from_file(str(kept("tables", f"{key}.arrow", write))), digest
+    file = kept("tables", f"{key}.arrow", write)
+    with reading(file):
+        return datasets.Dataset.from_file(str(file)), digest
 
 
 def write_batches(target: Path, batches: Batches) -> None:

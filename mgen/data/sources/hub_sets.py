@@ -87,7 +87,7 @@ def _problem(table: Table, path: str, error: Exception) -> str:
     """What to say of an error of the hub, and what to do about it."""
     said = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
     words = said.lower()
-    if "gated" in words or "authenticated" in words or "401" in words:
+    if "gated" in words or "authenticated" in words or re.search(r"\b401\b", words):
         return (
             f"{path}: a data set of the Hugging Face hub that needs a login ({said}). Accept its "
             f"terms at https://huggingface.co/datasets/{path}, then run 'hf auth login'"

@@ -97,7 +97,8 @@ def _check_columns(
     if missing := [name for name in needed if name not in names]:
         raise InputError(
             f"{path}: no column '{missing[0]}'; columns are {', '.join(map(repr, names))}."
-            f"{nearest(missing[0], names)} Set --data.interval-cols CHROM START END STRAND."
+            f"{nearest(missing[0], names)} Set --data.interval-cols CHROM START END STRAND, "
+            "or --data.genome '' for a table of sequences."
         )
     if taken := [name for name in made if name in names]:
         flag = "set --data.x-col to another name" if taken[0] == table.x_col else "rename it"

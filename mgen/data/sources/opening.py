@@ -55,12 +55,14 @@ def open_table(table: Table, split: bool) -> Rows:
     parts, groups = [], {"path": {}, "valid_path": {}, "test_path": {}}
     are_names, start = bool(table.path), 0
     for role, found in groups.items():
-        for part in opener.parts(getattr(table, role)):
+        for part in opener.parts(getattr(table, role), f"--data.{role.replace('_', '-')}"):
             numbers = np.arange(start, start + len(part.rows))
             found[part.group] = np.concatenate([found.get(part.group, NO_ROWS), numbers])
             start += len(part.rows)
             are_names &= part.is_split or role != "path"
             parts.append(part._replace(rows=_as_named(table, part.name, part.rows)))
+    if not parts:
+        raise InputError(f"--data.path {table.path!r}: names no file")
     dataset = _joined([part.name for part in parts], [part.rows for part in parts])
     rows = Rows(table, dataset, [(part.name, len(part.rows), part.digest) for part in parts])
     for part in parts:
@@ -70,6 +72,12 @@ def open_table(table: Table, split: bool) -> Rows:
                 f"{part.name}: no column '{table.x_col}', which other files have; columns are "
                 f"{', '.join(map(repr, known))}.{nearest(table.x_col, known)} Rename it."
             )
+    is_bare = {"chrom", "start"} <= {*rows.columns} and not table.genome
+    if is_bare and table.x_col and table.x_col not in rows.columns:
+        raise InputError(
+            f"{rows.names[0]}: places of a genome, without sequences (no column '{table.x_col}'). "
+            "Set --data.genome to the FASTA file that they are of"
+        )
     for option in ("x_col", "id_col", *(("split_col", "fold_col") if split else ())):
         if getattr(table, option):
             rows.require(getattr(table, option), option.replace("_", "-"))
@@ -118,6 +126,7 @@ class _Opener:
 
     def __init__(self, table: Table) -> None:
         self.table, self.said = table, []
+        self.seen: dict[Path, str] = {}  # files by their place
         self.wild_type = read_wild_type(table.wild_type) if table.wild_type else ""
         keys = []
         if table.query:
@@ -137,8 +146,14 @@ class _Opener:
             batches = intervals.located_batches(path, batches, self.table)
         return batches
 
-    def parts(self, path: str) -> list[Part]:
+    def parts(self, path: str, flag: str) -> list[Part]:
         """The files or splits that a path names, which may be several joined by commas."""
+        try:
+            return self._parts(path)
+        except (OSError, RuntimeError) as error:  # names that no file can have, unknown users
+            raise InputError(f"{flag} {path}: {error}") from None
+
+    def _parts(self, path: str) -> list[Part]:
         table, subset = self.table, self.table.subset
         if "{subset}" in path:
             if not subset:
@@ -193,6 +208,8 @@ class _Opener:
         if is_remote(name):
             table_format(without_query(name))  # or an error, before anything is fetched
         place = local_file(name)
+        if (other := self.seen.setdefault(place.resolve(), name)) != name:
+            raise InputError(f"{name}: is the file {other}, which is named too. Name each once")
         try:
             return Part(name, _stem(name), *self._rows(place))
         except InputError as error:
@@ -274,6 +291,10 @@ def _tables_of(path: str, place: Path, subset: str) -> list[str]:
     inside = sorted(place.iterdir())
     files = [file for file in inside if file.is_file() and is_table(file)]
     folders = [file.name for file in inside if file.is_dir()]
+    if subset == "default" and subset not in [*folders, *map(_stem, files)]:
+        subset = ""  # as the hub calls the only one
+    if not files and "data" in folders:  # where a copy of a hub data set has its files
+        return _tables_of(f"{path}/data", place / "data", subset)
     if not files and not subset:
         below = f" It has folders: {', '.join(folders)}." if folders else ""
         raise InputError(f"{path}: a folder without a single table ({', '.join(READERS)}).{below}")
@@ -290,4 +311,7 @@ def _tables_of(path: str, place: Path, subset: str) -> list[str]:
 
 def _stem(file: str | Path) -> str:
     name = without_query(str(file)).rstrip("/").rpartition("/")[2]
-    return SHARD.sub("", name.partition(".")[0])
+    suffixes = {*READERS, ".gz"}
+    while (suffix := Path(name).suffix).lower() in suffixes:
+        name = name.removesuffix(suffix)
+    return SHARD.sub("", name)

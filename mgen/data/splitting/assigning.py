@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS = ("train", "valid", "test")
+HELD_OUT = ("valid", "test")
 NO_ROWS = np.array([], dtype=np.int64)
 MOST_STRATA = 20  # more different numbers than that are no classes
 QUANTILES = 10
@@ -33,7 +35,7 @@ def assign(rows: Rows, groups: dict[str, Groups], are_names: bool) -> None:
     _check_options(table)
     if table.only:
         is_used = np.zeros(len(rows), dtype=bool)
-        is_used[rows.used()] = True
+        is_used[used_rows(rows)] = True
         groups = {
             role: {name: found[is_used[found]] for name, found in named.items()}
             for role, named in groups.items()
@@ -56,6 +58,11 @@ def assign(rows: Rows, groups: dict[str, Groups], are_names: bool) -> None:
     said = [f"only {' and '.join(table.only)}"] * bool(table.only) + said
     _refuse_overlap(rows, splits)
     named = {name: len(found) for name, found in splits.items()}
+    said += [
+        f"--data.{name}-fraction changes nothing: {name} rows are named"
+        for name in HELD_OUT
+        if named[name] and getattr(table, f"{name}_fraction") != getattr(Table, f"{name}_fraction")
+    ]
     drawn = bool(table.folds) and not table.fold_col
     for name, fraction in (("test", table.test_fraction), ("valid", table.valid_fraction)):
         drawn |= not (table.folds or named[name]) and fraction > 0
@@ -141,7 +148,7 @@ def _condition(rows: Rows, base: np.ndarray, drawn: bool) -> tuple[cut.Condition
     if table.group_col:
         values, names = coded(rows, table.group_col, "group-col")
         groups = values[base]
-        _require_values(rows, table.group_col, base, groups, names)
+        require_values(rows, table.group_col, base, groups, names)
         said.append(f"column '{table.group_col}' stays together: {_sizes(groups, 'group')}")
         if table.identity:
             groups = cut.connected(groups, units[base])
@@ -174,7 +181,7 @@ def _strata(rows: Rows, base: np.ndarray) -> tuple[np.ndarray, str]:
         found = len(np.unique(values[base]))
         return values, f"numbers of column '{column}' shared alike in {found} quantiles"
     values, names = coded(rows, column)
-    _require_values(rows, column, base, values[base], names)
+    require_values(rows, column, base, values[base], names)
     found = np.unique(values[base], return_counts=True)[1]
     words = f"values of column '{column}' shared alike: {len(found):,} of them"
     if rare := int((found < (rows.table.folds or 2)).sum()):
@@ -182,10 +189,14 @@ def _strata(rows: Rows, base: np.ndarray) -> tuple[np.ndarray, str]:
     return values, words
 
 
-def _require_values(
+def require_values(
     rows: Rows, column: str, base: np.ndarray, codes: np.ndarray, names: list[str]
 ) -> None:
+    """Raise InputError unless each row of `base` has a value; `codes` (n,) as of `coded`."""
+    numbers = floats(rows.dataset.data.column(column))  # of text, in which nan is a word, None
     missing = np.array([not name for name in names], dtype=bool)[codes]
+    if numbers is not None:
+        missing |= np.isnan(numbers[base])
     if missing.any():
         row = int(base[np.flatnonzero(missing)[0]])
         raise InputError(
@@ -259,8 +270,39 @@ def floats(column: pa.ChunkedArray) -> np.ndarray | None:
         return None
 
 
+def used_rows(rows: Rows) -> np.ndarray:
+    """The numbers of the rows that `only` lets pass: in each column named, one of the values.
+
+    Raises InputError if there are none.
+    """
+    wanted: dict[str, list[str]] = {}
+    for condition in rows.table.only:
+        column, given, value = condition.partition("=")
+        if not given:
+            raise InputError(f"--data.only {condition}: expected COLUMN=VALUE")
+        wanted.setdefault(column, []).append(_number(value))
+    passes = np.ones(len(rows), dtype=bool)
+    for column, values in wanted.items():
+        codes, names = coded(rows, column)
+        passes &= np.isin(list(map(_number, names)), values)[codes]
+    if not passes.any():
+        raise InputError(f"{rows.names[0]}: no row has {' and '.join(rows.table.only)}")
+    return np.flatnonzero(passes)
+
+
+def _number(text: str) -> str:
+    """A number as one text, however it is written (2, 2.0); other text as it is, but for case of
+    true and false."""
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text.lower() if text.lower() in ("true", "false") else text
+
+
 def _kept(rows: Rows) -> np.ndarray:
     """Which rows have one of the classes that are kept as their first label, (N,) bool."""
+    if not rows.table.y_cols:
+        raise InputError("--data.keep-classes needs --data.y-cols, the column of classes")
     codes, names = coded(rows, rows.table.y_cols[0])
     return np.isin(names, rows.table.keep_classes)[codes]
 
@@ -273,6 +315,7 @@ def _named(
     wanted = {name: _names(getattr(table, f"{name}_split"), groups) for name in SPLITS}
     known = {part for parts in wanted.values() for part in parts}
     if not (are_names or known & {*groups}):
+        _refuse_pool(table.path, groups)
         return {"train": base, "valid": NO_ROWS, "test": NO_ROWS}, []  # shards, or a single file
     splits = {}
     for name, parts in wanted.items():
@@ -289,6 +332,22 @@ def _named(
         splits[name] = np.concatenate([NO_ROWS, *(groups[p] for p in parts if p in groups)])
     named = [f"{name} is '{'+'.join(wanted[name])}'" for name in SPLITS if len(splits[name])]
     return splits, [", ".join(named)]
+
+
+def _refuse_pool(path: str, groups: Groups) -> None:
+    """Raise InputError for files that look like splits, but are not named as ours are."""
+    like = {
+        name: [group for group in groups if re.search(pattern, group, re.IGNORECASE)]
+        for name, pattern in (("train", "train"), ("valid", r"val|\bdev"), ("test", "test"))
+    }
+    if like["train"] and (like["valid"] or like["test"]):
+        flags = [
+            f"--data.{name}-split '{'+'.join(found)}'" for name, found in like.items() if found
+        ]
+        raise InputError(
+            f"{path}: no file is named train, valid or test, but some look like splits: set "
+            f"{' '.join(flags)}, or --data.train-split '*' to use all files as one table"
+        )
 
 
 def _names(text: str, groups: Groups) -> list[str]:
