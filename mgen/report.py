@@ -54,12 +54,24 @@ def metric_table(title: str, columns: dict[str, dict[str, float]]) -> None:
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """One line per row, a column for every key."""
+    """One line per row, a column for every key; on a terminal, cells are folded to its width."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    are_numbers = {
+        column: all(isinstance(row.get(column), int | float | None) for row in rows)
+        for column in columns
+    }
+    if not console.is_terminal:
+        cells = [[*columns], *([number(row.get(column)) for column in columns] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        signs = [">" if is_number else "<" for is_number in are_numbers.values()]
+        shapes = [f"{{:{sign}{width}}}" for sign, width in zip(signs, widths, strict=True)]
+        lines = ["  ".join(shapes).format(*line).rstrip() for line in cells]
+        console.print("\n".join([*([title] if title else []), *lines, ""]))
+        return
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in dict.fromkeys(key for row in rows for key in row):
-        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
+    for column, numeric in are_numbers.items():
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         table.columns[-1].no_wrap = numeric
     for row in rows:
