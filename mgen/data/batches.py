@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,15 @@ class _Groups(Dataset):
 
     def __getitem__(self, group: Sequence[Batch]) -> list[dict[str, Any]] | InputError:
         try:
+            taken = iter(self.rows.take([row for batch in group for row in batch.rows]))
             with nullcontext() if get_worker_info() else kept_random_state():
-                return [self._made(batch) for batch in group]
+                return [self._made(batch, list(islice(taken, len(batch.rows)))) for batch in group]
         except InputError as error:  # raised where the user sees it, without a worker's traceback
             return error
 
-    def _made(self, batch: Batch) -> dict[str, Any]:
+    def _made(self, batch: Batch, rows: list[dict]) -> dict[str, Any]:
         seed_all(batch.seed)
-        made = {**self.collate(self.rows.take(batch.rows)), "row": np.array(batch.rows)}
+        made = {**self.collate(rows), "row": np.array(batch.rows)}
         return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in made.items()}
 
 

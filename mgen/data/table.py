@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 2 << 20  # what a check looks at at once
 CHUNK_ROWS = 1 << 16
+MOST_BLOCKS = 64  # of Arrow; of more, few rows would be read at once from each
 
 Strands = Literal["forward", "augment", "average", "both"]
 
@@ -181,8 +183,40 @@ class Rows:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The rows of these numbers, in this order, as dictionaries."""
-        columns = self.dataset[[int(i) for i in indices]]
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        numbers = np.asarray(indices, dtype=np.int64)
+        if self._blocks is None or not len(numbers):
+            columns = self.dataset[numbers.tolist()]
+            return [
+                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+            ]
+        import pyarrow as pa
+
+        starts, blocks = self._blocks
+        which = np.searchsorted(starts, numbers, side="right") - 1
+        order = np.argsort(which, kind="stable")
+        ends = np.flatnonzero(np.diff(which[order])) + 1
+        parts = [
+            blocks[which[places[0]]].take(pa.array(numbers[places] - starts[which[places[0]]]))
+            for places in np.split(order, ends)
+        ]
+        values = [column.to_pylist() for column in pa.Table.from_batches(parts).columns]
+        found = [dict(zip(self.columns, row, strict=True)) for row in zip(*values, strict=True)]
+        places = np.argsort(order, kind="stable").tolist()
+        return [found[place] for place in places]
+
+    @functools.cached_property
+    def _blocks(self) -> tuple[np.ndarray, list[pa.RecordBatch]] | None:
+        """First rows and blocks, if these are few and plain: reading from them is twice as fast."""
+        import pyarrow as pa
+
+        blocks = self.dataset.data.to_batches()
+        is_nested = any(pa.types.is_nested(field.type) for field in self.dataset.data.schema)
+        if len(blocks) > MOST_BLOCKS or is_nested or self.dataset._indices is not None:
+            return None
+        return np.cumsum([0, *(block.num_rows for block in blocks)])[:-1], blocks
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_blocks"}
 
     def chunks(
         self, columns: Sequence[str], indices: np.ndarray | None = None

@@ -28,7 +28,7 @@ from mgen.io.vcf import read_vcf
 
 FASTA = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".fas")
 LONE_RETURN = re.compile(rb"\r(?![\r\n]|\Z)")  # several before a line end do no harm
-READER_VERSION = 3  # part of the key of cached tables: raise it when the same bytes read otherwise
+READER_VERSION = 4  # part of the key of cached tables: raise it when the same bytes read otherwise
 BLOCK_BYTES = 16 << 20  # a CSV row must fit into one block
 BLOCK_ROWS = 10_000
 LONGEST_FASTA_LINE = 256 << 20  # bytes; room for the largest human chromosome on one line

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from mgen.io.files import content_digest, kept, reading
 from mgen.io.tables import READER_VERSION, Batches, read, table_format
 
+BLOCK_BYTES = 32 << 20  # rows lie together in blocks of about this size: many are read at once
+
 if TYPE_CHECKING:
     import datasets
 
@@ -47,8 +49,13 @@ def write_batches(target: Path, batches: Batches) -> None:
         with target.open("wb") as file:
             first = next(batches)
             with pa.ipc.new_stream(file, first.schema) as writer:
-                writer.write_batch(first)
+                held, size = [first], first.nbytes
                 for batch in batches:
-                    writer.write_batch(batch)
+                    if size > BLOCK_BYTES:
+                        writer.write_table(pa.Table.from_batches(held).combine_chunks())
+                        held, size = [], 0
+                    held.append(batch)
+                    size += batch.nbytes
+                writer.write_table(pa.Table.from_batches(held).combine_chunks())
     finally:
         pa.default_memory_pool().release_unused()  # Arrow keeps what reading took otherwise
