@@ -4,22 +4,28 @@ mgen check data dna_enhancer
 mgen check data promoters.tsv --data.y-cols strength --data.identity 0.8 --near 0.95
 """
 
+import hashlib
 import re
-from collections.abc import Sequence
+import shlex
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mgen.checkpoint import write_json, write_text
 from mgen.config import InputError, parse
 from mgen.data import Table
-from mgen.data.checking.leakage import Report, report
+from mgen.data.checking.leakage import LEVELS, Report, report
 from mgen.figures.tables import STYLE, bars, steps
 from mgen.report import console, number, print_table
 
 NEAR = 0.9  # identity from which two sequences are nearly the same
 MOST_LINES = 20  # classes or letters in a table
+LENGTHS, SHARES = "length in letters", ": shares"
+ABOUT = ("command", "plan", "table", "near", "mgen", "date")
 COLOURS = {"serious": "red", "look": "yellow", "note": "dim"}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -30,12 +36,17 @@ PAGE = """<!doctype html>
 body {{ margin: 0 auto; padding: 16px; max-width: 860px; background: var(--paper);
   color: var(--ink); font: 16px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.5em; margin: 0.3em 0; }} h2 {{ font-size: 1.15em; margin: 1.6em 0 0.4em; }}
-p.soft {{ color: var(--soft); font-size: 0.9em; }}
+.soft {{ color: var(--soft); font-size: 0.9em; }}
+dl {{ font-size: 0.9em; }} dt {{ color: var(--soft); }} dd {{ margin: 0 0 6px; }}
 ul {{ list-style: none; padding: 0; }}
 li {{ border-left: 4px solid var(--faint); padding: 2px 0 2px 10px; margin: 8px 0; }}
 li.serious {{ border-color: #d1242f; }} li.look {{ border-color: #bf8700; }}
-li b {{ font-size: 0.8em; text-transform: uppercase; letter-spacing: 0.04em; }}
-.wide {{ overflow-x: auto; }}
+b.level {{ font-size: 0.8em; text-transform: uppercase; letter-spacing: 0.04em; }}
+.wide {{ overflow-x: auto; background: /* a shade where a table goes on */
+  linear-gradient(90deg, var(--paper) 50%, transparent) left / 40px 100% no-repeat local,
+  linear-gradient(270deg, var(--paper) 50%, transparent) right / 40px 100% no-repeat local,
+  linear-gradient(90deg, var(--soft), transparent) left / 12px 100% no-repeat scroll,
+  linear-gradient(270deg, var(--soft), transparent) right / 12px 100% no-repeat scroll; }}
 table {{ border-collapse: collapse; font-size: 0.88em; overflow-wrap: normal; }}
 th, td {{ text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid var(--faint);
   vertical-align: top; }}
@@ -53,7 +64,7 @@ class Check:
 
     data: Table = Table()
     near: float = NEAR  # identity from which two sequences are nearly the same
-    out: str = ""  # folder of report.json and report.html; default: runs/check/NAME
+    out: str = ""  # folder of report.json and report.html; default: below runs/check
 
 
 def check_data(words: Sequence[str]) -> None:
@@ -63,29 +74,42 @@ def check_data(words: Sequence[str]) -> None:
     cfg, _ = parse(Check(), None, flags, "mgen check data [NAME]", __doc__)
     if not 0.5 <= cfg.near <= 1:
         raise InputError(f"--near {cfg.near:g}: expected an identity of 0.5 to 1")
-    name = Path(cfg.data.name or cfg.data.path).name.partition(".")[0]
-    folder = Path(cfg.out or f"runs/check/{re.sub(r'[^A-Za-z0-9_-]+', '_', name) or 'data'}")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: is a file")
+    if cfg.out and Path(cfg.out).exists() and not Path(cfg.out).is_dir():
+        raise InputError(f"--out {cfg.out}: is a file")
     rows = cfg.data.open()
-    console.print(rows.plan)
     found = report(rows, cfg.near, cfg.data.split_seed)
-    console.print()
-    print_report(found)
-    try:
+    found.facts |= {
+        "near": cfg.near,
+        "command": shlex.join(["mgen", "check", "data", *words]),
+        "mgen": version("mgen"),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    name = Path(cfg.data.name or cfg.data.path).name.partition(".")[0]
+    # Of other settings, or of a file of the same name elsewhere: another folder.
+    key = hashlib.sha256(repr((rows.digest, rows.names, cfg.near)).encode()).hexdigest()[:6]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name) or "data"
+    folder = Path(cfg.out or f"runs/check/{stem}-{key}")
+    try:  # before anything is printed: what reads it may be gone after a few lines
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "report.json", asdict(found) | {"findings": _findings(found)})
-        write_text(folder / "report.html", page(name or str(folder), found))
+        written = asdict(found) | {"findings": [finding._asdict() for finding in found.findings]}
+        write_json(folder / "report.json", written)
+        write_text(folder / "report.html", page(name or "data", found))
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written: {error}") from None
+    console.print(f"{', '.join(rows.names)}: {rows.plan}\n")
+    print_report(found)
     console.print("files:", f"  {folder}/report.json", f"  {folder}/report.html", sep="\n")
 
 
 def say(found: Report) -> None:
     """Print the findings, most serious first."""
-    for level, text in found.findings:
+    said = set()
+    for level, text, advice in found.findings:
         console.print(f"{level:8}", style=COLOURS[level], end="")
         console.print(text)
+        if advice not in said | {""}:
+            console.print(f"{'':8}{advice}", style="dim")
+        said.add(advice)
     if not found.findings:
         console.print("nothing found")
 
@@ -103,7 +127,7 @@ def tables(found: Report) -> dict[str, list[dict[str, Any]]]:
     by_title = {
         "identical sequences": found.overlaps,
         "most alike training row": found.nearest,
-        "length in letters": _by_split(found.facts["lengths"]),
+        LENGTHS: _by_split(found.facts["lengths"]),
     }
     for column, label in found.labels.items():
         title = f"label {column}, {label['kind']}"
@@ -113,7 +137,7 @@ def tables(found: Report) -> dict[str, list[dict[str, Any]]]:
             classes = list(next(iter(counts.values())))
             more = len(classes) - MOST_LINES
             what = "letter" if label["kind"] == "per letter" else "class"
-            by_title[f"{title}: shares" + (f" ({more:,} more not shown)" if more > 0 else "")] = [
+            by_title[f"{title}{SHARES}" + (f" ({more:,} more not shown)" if more > 0 else "")] = [
                 {what: name} | {split: _share(own, name) for split, own in counts.items()}
                 for name in classes[:MOST_LINES]
             ]
@@ -121,37 +145,64 @@ def tables(found: Report) -> dict[str, list[dict[str, Any]]]:
     title = f"letters ({found.facts['molecule']})"
     shown = f" ({more:,} more not shown)" if more > 0 else ""
     by_title[title + shown] = found.letters[:MOST_LINES]
-    return {title: lines for title, lines in by_title.items() if lines}
+    return {title: _plain(lines) for title, lines in by_title.items() if lines}
 
 
-def page(title: str, found: Report) -> str:
+def page(name: str, found: Report) -> str:
     """The whole report as one HTML page that needs nothing else."""
     facts = found.facts
     sizes = ", ".join(f"{size:,} {split}" for split, size in facts["splits"].items())
+    files = ", ".join(facts["files"])
     body = [
-        f'<p class="soft">{facts["rows"]:,} rows of {facts["molecule"]}: {sizes}. '
-        f"{escape(facts['plan'])}</p>",
+        f'<p class="soft">{facts["rows"]:,} rows of {facts["molecule"]} in {escape(files)}; in '
+        f"splits: {sizes}. Rows are counted from 1, a header does not count.</p>",
         "<ul>",
-        *(f'<li class="{f.level}"><b>{f.level}</b> {escape(f.text)}</li>' for f in found.findings),
+        *(
+            f'<li class="{level}">{_level(level)} {escape(text)}'
+            + (f'<br><span class="soft">{escape(advice)}</span>' if advice else "")
+            + "</li>"
+            for level, text, advice in found.findings
+        ),
         *(["<li>nothing found</li>"] if not found.findings else []),
         "</ul>",
+        '<p class="soft">'
+        + "; ".join(f"{_level(level)} {meaning}" for level, meaning in LEVELS.items())
+        + "</p>",
     ]
-    for name, histogram in found.histograms.items():
-        body.append(f"<h2>{escape(name)}</h2>")
-        body.append(steps(histogram["edges"], histogram["shares"], histogram["axis"]))
-    for column, label in found.labels.items():
-        if counts := {s: v["counts"] for s, v in label["splits"].items() if "counts" in v}:
-            names = list(next(iter(counts.values())))[:MOST_LINES]
-            shares = {s: [_share(own, name) for name in names] for s, own in counts.items()}
-            body.append(f"<h2>label {escape(column)}</h2>")
-            body.append(bars(names, shares, f"shares of {column} by split"))
-    for name, lines in tables(found).items():
-        body.append(f"<h2>{escape(name)}</h2>{_table(lines)}")
+    for title, histogram in found.histograms.items():
+        body.append(f"<h2>{escape(title)}</h2>")
+        edges = histogram["edges"]
+        if len(edges) == 2:
+            body.append(f"<p>{edges[0]:,.6g} in every row</p>")
+        else:
+            body.append(steps(edges, histogram["shares"], histogram["axis"]))
+        body.append(f'<p class="soft">{escape(histogram["caption"])}</p>')
+    for title, lines in tables(found).items():
+        body.append(f"<h2>{escape(title)}</h2>")
+        if SHARES in title:
+            what, *splits = lines[0]
+            shares = {split: [line[split] for line in lines] for split in splits}
+            body.append(bars([line[what] for line in lines], shares, title))
+        else:
+            body.append(_table(lines))
+    body.append("<h2>how this page was made</h2><dl>")
+    for fact in [key for key in ABOUT if key in facts]:
+        body.append(f"<dt>{fact}</dt><dd>{escape(str(facts[fact]))}</dd>")
+    body.append("</dl>")
+    title = f"{name}: what the table and its splits leak"
     return PAGE.format(title=escape(title), style=STYLE, body="\n".join(body))
 
 
-def _findings(found: Report) -> list[dict[str, str]]:
-    return [finding._asdict() for finding in found.findings]
+def _level(level: str) -> str:
+    return f'<b class="level">{level}</b>'
+
+
+def _plain(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Numbers of more than four digits as whole ones."""
+    return [
+        {k: round(v) if isinstance(v, float) and abs(v) >= 1000 else v for k, v in line.items()}
+        for line in lines
+    ]
 
 
 def _by_split(lines: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,6 +217,10 @@ def _share(counts: dict[str, int], name: str) -> float:
     return counts[name] / max(sum(counts.values()), 1)
 
 
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else number(value)
+
+
 def _table(lines: list[dict[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for line in lines for key in line))
     kinds = {c: all(isinstance(line.get(c), int | float | None) for line in lines) for c in columns}
@@ -173,7 +228,7 @@ def _table(lines: list[dict[str, Any]]) -> str:
     style = {column: ' class="n"' if kinds[column] else "" for column in columns}
     head = "".join(cell("th", style[c], escape(c)) for c in columns)
     rows = (
-        "".join(cell("td", style[c], escape(number(line.get(c)))) for c in columns)
+        "".join(cell("td", style[c], escape(_shown(line.get(c)))) for c in columns)
         for line in lines
     )
     return (

@@ -85,8 +85,12 @@ def show(words: Sequence[str]) -> None:
 
 def check(words: Sequence[str]) -> None:
     """Report what a table and its splits leak."""
+    usage = "mgen check data NAME [flags]; mgen check data --help lists the flags."
+    if words[:1] in (["--help"], ["-h"]):
+        print(usage)
+        return
     if words[:1] != ["data"]:
-        raise InputError("mgen check data NAME [flags]; mgen check data --help lists the flags.")
+        raise InputError(usage)
     from mgen.audit import check_data  # loads torch
 
     check_data(words[1:])

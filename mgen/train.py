@@ -38,6 +38,7 @@ from mgen.task import Task
 __all__ = ["Launch", "Train", "load_task", "run"]
 
 DATA_ERROR, NONSENSE = 2, 70  # exit codes; 128 + number for a signal
+REPORTED = ("also occur in train", "repeat an identifier")  # notes that the report has as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,8 @@ class Session:
             console.print(self.rows.plan)
         notes = self.task.check_use(self.rows, splits)
         notes += self.task.check(self.rows, splits, labelled=self.verb != "predict")
-        for note in notes:
+        self.notes = notes
+        for note in [] if self.launch.check else notes:  # --check says them in their place
             warn(note)
 
     def _open_whole(self, path: str):
@@ -440,16 +442,34 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
 
 
 def _check(session: Session) -> int:
-    """What the splits leak, and that nothing stands in the way."""
+    """What makes data, backbone, task and splits doubtful; nothing stands in the way of a run."""
     from mgen.audit import NEAR, say
-    from mgen.data.checking.leakage import report
+    from mgen.data.checking.leakage import Finding, Report, report
 
-    rows, data = session.rows, session.cfg.data
+    rows, data, found = session.rows, session.cfg.data, Report()
+    notes = [Finding("look", note) for note in session.notes]
     if session.is_main and len(rows.splits.get("train", ())) and data.x_col in rows.columns:
-        say(report(rows, NEAR, data.split_seed))
+        found = report(rows, NEAR, data.split_seed)
+        notes = [note for note in notes if not any(word in note.text for word in REPORTED)]
+    else:
+        found.add("note", "what the splits leak was not looked at: no training rows or sequences")
+    if session.task.kind == "numbers":
+        for column, label in found.labels.items():
+            if label["kind"] == "classes":
+                values = [*next(iter(label["splits"].values()))["counts"]]
+                some = ", ".join(values[:3] + ["..."] * (len(values) > 3))
+                text = f"labels '{column}' look like classes ({some})"
+                advice = "see whether they are measured; sequence_classification tells classes"
+                notes.append(Finding("look", f"{text}, this task predicts numbers", advice))
+    found.findings[:0] = notes
+    found.sort()
+    say(found)
     named = ", ".join(getattr(session.cfg, name).name for name in session.task.tokenizers)
     count = len(np.unique(np.concatenate(list(rows.splits.values()))))
-    console.print(f"{session.recipe}: {count:,} rows, the task and {named} fit together")
+    doubts = sum(finding.level != "note" for finding in found.findings)
+    first = f", with {doubts} doubt{'s' * (doubts > 1)}: look at these first" if doubts else ""
+    files = ", ".join(rows.names)
+    console.print(f"{session.recipe} and {named} accept {count:,} rows of {files}{first}")
     return 0
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from html import unescape
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mgen import audit
 from mgen.config import InputError
 from mgen.data import Table, table
 from mgen.data.checking import drift, leakage
+from mgen.figures import tables as figures
 
 
 def write(folder, rows: list[str], columns: str = "sequence,label,split", **options) -> Table:
@@ -96,8 +98,7 @@ def test_label_shares_of_e_coli_promoters_are_those_stated(shared):
 def test_copies_are_found_whatever_their_case_and_u_or_t(tmp_path):
     rows = [*random_rows(20), "ACGTTGCA,1,train", "acguugca,1,test", "TTTTTTTT,0,test"]
     assert found(write(tmp_path, rows), "occur in train") == [
-        f"serious: 1 of 2 test sequences occur in train, such as {tmp_path}/t.csv, row 22, which "
-        f"is {tmp_path}/t.csv, row 21"
+        "serious: 1 of 2 test sequences occur in train, such as row 22, which is row 21"
     ]
 
 
@@ -123,7 +124,7 @@ def test_nearly_identical_rows_are_counted_from_the_share_asked_for(tmp_path):
     rows = [*train, f"{other},1,test", *random_rows(3, 200, "test", seed=1)]
     (said,) = found(write(tmp_path, rows), "alike", near=0.95)
     assert said.startswith("serious: 1 of 4 test rows are at least 0.95 alike to a training row")
-    assert said.endswith("t.csv, row 51 to " + f"{tmp_path}/t.csv, row 8")
+    assert said.endswith("such as row 51 to row 8")
     assert not found(write(tmp_path, rows), "alike", near=1.0)
 
 
@@ -154,9 +155,9 @@ def test_odd_letters_and_empty_sequences_are_counted_with_their_first_row(tmp_pa
     given = write(tmp_path, rows)
     (said,) = found(given, "letters are not")
     assert "3 of" in said and "not ACGT of DNA: N (2), * (1); the first N is in" in said
-    assert said.endswith("t.csv, row 21")
+    assert said.endswith("is in row 21")
     (said,) = found(given, "are empty")
-    assert said == f"serious: 1 of 25 sequences are empty, the first in {tmp_path}/t.csv, row 23"
+    assert said == "serious: 1 of 25 sequences are empty, the first in row 23"
 
 
 def test_groups_of_two_files_are_counted(tmp_path):
@@ -176,8 +177,8 @@ def test_identical_sequences_with_two_classes_are_serious_and_shown(tmp_path):
     rows = [*random_rows(10), "ACGTAC,0,train", "ACGTAC,1,train", "ACGTAC,1,test"]
     (said,) = found(write(tmp_path, rows), "different 'label'")
     assert said == (
-        f"serious: identical sequences with different 'label': 1 (3 rows), most often in "
-        f"{tmp_path}/t.csv, row 11 (0) and {tmp_path}/t.csv, row 13 (1)"
+        "serious: identical sequences with different 'label': 1 (3 rows), most often in "
+        "row 11 (0) and row 13 (1)"
     )
 
 
@@ -228,7 +229,7 @@ def test_numbers_that_drift_have_the_distance_scipy_finds(tmp_path):
 def test_missing_labels_are_counted_and_tables_without_labels_are_fine(tmp_path):
     rows = [*random_rows(10), "ACGTA,,train", *random_rows(3, 9, "test")]
     assert found(write(tmp_path, rows), "no label 'label'") == [
-        f"look: 1 of 14 rows have no label 'label', the first is {tmp_path}/t.csv, row 11"
+        "look: 1 of 14 rows have no label 'label', the first is row 11"
     ]
     assert found(write(tmp_path, rows, y_cols=("none",)), "labels were") == [
         "note: labels were not looked at: no column 'none'"
@@ -265,15 +266,74 @@ def test_the_command_prints_and_writes_what_it_found(tmp_path):
                 "--data.valid-fraction", 0)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "1 of 2 test sequences occur in train" in done.stdout
-    folder = tmp_path / "runs" / "check" / "t"
+    (folder,) = (tmp_path / "runs" / "check").iterdir()
+    assert f"{folder.relative_to(tmp_path)}/report.html" in done.stdout
     written = json.loads((folder / "report.json").read_text())
     assert written["findings"][0]["level"] == "serious"
     assert written["facts"]["splits"] == {"train": 21, "test": 2}
     page = (folder / "report.html").read_text()
     assert "1 of 2 test sequences occur in train" in page
     assert page.count("<svg") == 3  # lengths, identities, labels
+    for fact in ("command", "plan", "table", "mgen", "date"):
+        assert written["facts"][fact] in unescape(page)
+    assert all(f["advice"] in unescape(page) for f in written["findings"])
     assert not re.search(r"(src|href)=|https?://|@import|<script", page)
     assert sorted(f.name for f in folder.iterdir()) == ["report.html", "report.json"]
+
+
+def test_reports_of_other_settings_or_files_do_not_replace_each_other(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, random_rows(20), "sequence,label,split")
+    flags = ["--data.split-col", "", "--data.split-seed"]
+    for words in (["a/t.csv"], ["b/t.csv"], ["a/t.csv", *flags, 1], ["a/t.csv", *flags, 2]):
+        assert mgen(tmp_path, "check", "data", *words).returncode == 0
+    assert mgen(tmp_path, "check", "data", "a/t.csv").returncode == 0  # the same again
+    assert len([*(tmp_path / "runs" / "check").iterdir()]) == 4
+
+
+def test_the_report_is_written_before_a_reader_leaves(tmp_path):
+    write(tmp_path, random_rows(20), "sequence,label,split")
+    command = [sys.executable, "-m", "mgen", "check", "data", "./t.csv"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as started:
+        started.stdout.close()
+    assert [f.suffix for f in sorted(tmp_path.rglob("report.*"))] == [".html", ".json"]
+
+
+def test_a_table_of_empty_sequences_has_a_report(tmp_path):
+    assert found(write(tmp_path, [",0,train", ",1,train", ",1,test"]), "empty") == [
+        "serious: 3 of 3 sequences are empty, the first in row 1"
+    ]
+
+
+def test_where_nearly_all_rows_are_variants_near_identity_is_not_serious(tmp_path):
+    train = random_rows(30, 100)
+    near = [f"{row.split(',')[0][:-1]}A,1,test" for row in train]
+    other = random_rows(10, 100, "test", seed=1)
+    (said,) = found(write(tmp_path, [*train, *near]), "0.9 alike")
+    assert said.startswith("look: ") and said.endswith("these are variants of one another")
+    (said,) = found(write(tmp_path, [*train, *near, *other]), "0.9 alike")
+    assert said.startswith("serious: ") and "variants" not in said
+
+
+def test_values_beyond_the_axis_are_announced_and_whole_numbers_have_bins_of_their_own():
+    values = np.concatenate([np.repeat(np.arange(40, 51), 100), [700]])
+    drawn = drift.histogram("letters", values, {"train": np.arange(len(values))})
+    assert drawn["edges"] == [float(edge) for edge in range(40, 52)]
+    assert drawn["caption"] == "The last bin also holds what is more, up to 700."
+    assert drawn["shares"]["train"][:2] == pytest.approx([100 / 1101, 100 / 1101])
+    assert drawn["shares"]["train"][-1] == pytest.approx(101 / 1101)
+    same = drift.histogram("letters", np.full(9, 120), {"train": np.arange(9)})
+    assert (same["edges"], same["caption"]) == ([120, 121], "")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (43, 51, [42, 44, 46, 48, 50, 52]),
+     (-1.2, 1.8, [-2, -1, 0, 1, 2]), (0.31, 0.32, [0.31, 0.3125, 0.315, 0.3175, 0.32])],
+)  # fmt: skip
+def test_ticks_are_round(low, high, ticks):
+    assert figures._ticks(low, high, 5) == pytest.approx(ticks)
 
 
 def test_what_users_name_is_text_on_the_page(tmp_path):
@@ -326,7 +386,32 @@ def test_check_of_a_recipe_says_that_it_fits_and_writes_nothing(tmp_path, monkey
     assert CLASSES(*flags, "--check") == 0
     out = capsys.readouterr().out
     assert out.index("rows: 21 train, 1 valid, 1 test") < out.index("1 of 1 test sequences occur")
-    assert "sequence_classification: 23 rows, the task and dna_onehot fit together" in out
+    assert out.count("occur in train") == 1  # the checker's note and the report are one
+    assert out.endswith(
+        "sequence_classification and dna_onehot accept 23 rows of t.csv, with 1 doubt: look at "
+        "these first\n"
+    )
     assert [f.name for f in tmp_path.iterdir()] == ["t.csv"]
     assert CLASSES(*flags, "--check", "--backbone.max-length", "20") == 2
     assert "longer than 20 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", [[0, 1], range(60)])
+def test_check_of_a_recipe_doubts_class_numbers_and_another_molecule(
+    tmp_path, monkeypatch, capsys, labels
+):
+    from test_bad_input import REGRESSION
+
+    texts = [row.split(",")[0] for row in random_rows(60)]
+    write(
+        tmp_path,
+        [f"{text},{labels[i % len(labels)]}" for i, text in enumerate(texts)],
+        "sequence,label",
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data.path", "t.csv", "--backbone", "protein_onehot"]
+    assert REGRESSION(*flags, "--check") == 0
+    out = capsys.readouterr().out
+    assert "labels 'label' look like classes" in out
+    assert "but this model reads protein" in out
+    assert "look at these first" in out

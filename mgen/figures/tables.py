@@ -4,6 +4,7 @@ Each split has its colour and dashes (`STYLE`), told apart with any colour visio
 Drawn for a width of 360 pixels and scaled up from there.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
@@ -15,7 +16,7 @@ STYLE = """
   --s0: #0072b2; --s1: #e69f00; --s2: #d55e00; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --paper: #14171c; --faint: #3a414b;
   --soft: #a3adb9; --s0: #56b4e9; --s1: #f0c94a; --s2: #ff8a4c; } }
-svg { width: 100%; max-width: 600px; height: auto; display: block; }
+svg { width: 100%; max-width: 600px; height: auto; display: block; overflow: visible; }
 svg text { fill: var(--soft); font-size: 11px; }
 svg .axis { stroke: var(--faint); fill: none; }
 svg .line { fill: none; stroke-width: 1.8; }
@@ -29,7 +30,8 @@ def steps(edges: Sequence[float], series: Mapping[str, Sequence[float]], label: 
     """Histograms as step lines over one axis: `edges` (b + 1,), shares (b,) of each split."""
     top, base, height = 24, 150, 184
     low, high = edges[0], edges[-1]
-    most = max((max(shares) for shares in series.values()), default=0) or 1
+    shares_at = _ticks(0, max((max(shares) for shares in series.values()), default=0) or 1, 3)
+    most = shares_at[-1]
 
     def x(value: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
@@ -38,12 +40,12 @@ def steps(edges: Sequence[float], series: Mapping[str, Sequence[float]], label: 
         return base - (base - top) * share / most
 
     parts = [_legend(list(series))]
-    for share in (0, most / 2, most):
+    for share in shares_at:
         parts.append(f'<path class="axis" d="M{LEFT} {y(share):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(_text(LEFT - 4, y(share) + 4, f"{share:.1%}", "end"))
-    for place, anchor in ((0, "start"), (0.5, "middle"), (1, "end")):
-        value = low + (high - low) * place
-        parts.append(_text(x(value), base + 15, _number(value), anchor))
+        parts.append(_text(LEFT - 4, y(share) + 4, f"{100 * share:.3g}%", "end"))
+    for value in [tick for tick in _ticks(low, high, 5) if low <= tick <= high]:
+        parts.append(f'<path class="axis" d="M{x(value):.1f} {base}v3"/>')
+        parts.append(_text(x(value), base + 15, f"{value:,.6g}", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, base + 31, label, "middle"))
     for split, shares in series.items():
         line = f"M{x(low):.1f} {base}"
@@ -55,10 +57,10 @@ def steps(edges: Sequence[float], series: Mapping[str, Sequence[float]], label: 
 
 def bars(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str) -> str:
     """One group of bars per name, one bar per split: its share of that name."""
-    pitch, bar = 12, 9
-    group = pitch * len(series) + 22
+    pitch, bar = 14, 9
+    group = pitch * len(series) + 24
     top, most = 24, max((max(shares, default=0) for shares in series.values()), default=0) or 1
-    parts = [_legend(list(series))]
+    parts = [_legend(list(series), are_bars=True)]
     for row, name in enumerate(names):
         y = top + row * group
         parts.append(_text(0, y + 10, name if len(name) <= 40 else name[:39] + "…", "start"))
@@ -66,7 +68,7 @@ def bars(names: Sequence[str], series: Mapping[str, Sequence[float]], label: str
             width, at = max((WIDTH - 50) * shares[row] / most, 0.5), y + 15 + i * pitch
             place = f'x="0" y="{at}" width="{width:.1f}" height="{bar}"'
             parts.append(f'<rect class="f{SPLITS.index(split)}" {place}/>')
-            parts.append(_text(width + 4, at + bar, f"{shares[row]:.1%}", "start"))
+            parts.append(_text(width + 4, at + bar, f"{100 * shares[row]:.3g}%", "start"))
     return _svg(top + len(names) * group, label, parts)
 
 
@@ -75,18 +77,25 @@ def _svg(height: int, label: str, parts: Sequence[str]) -> str:
     return head + "".join(parts) + "</svg>"
 
 
-def _legend(splits: Sequence[str]) -> str:
+def _legend(splits: Sequence[str], are_bars: bool = False) -> str:
     parts, x = [], 0
     for name in splits:
         i = SPLITS.index(name)
-        parts.append(f'<path class="line c{i}" d="M{x} 9h18"/>' + _text(x + 22, 13, name, "start"))
+        bar = f'<rect class="f{i}" x="{x}" y="4" width="18" height="9"/>'
+        parts.append(bar if are_bars else f'<path class="line c{i}" d="M{x} 9h18"/>')
+        parts.append(_text(x + 22, 13, name, "start"))
         x += 38 + 7 * len(name)
     return "".join(parts)
 
 
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers, about `count` of them, from at most `low` to at least `high`."""
+    rough = (high - low) / max(count - 1, 1)
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = size * next(round_ for round_ in (1, 2, 2.5, 5, 10) if round_ * size >= rough * 0.999)
+    first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

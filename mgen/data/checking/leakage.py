@@ -10,21 +10,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mgen.config import InputError
 from mgen.data.checking import check
-from mgen.data.checking.drift import HELD_OUT, Used, class_distance, histogram, spread
+from mgen.data.checking.drift import HELD_OUT, LEAST_P, Used, class_distance, histogram, spread
 from mgen.data.splitting.assigning import are_classes, coded, floats
 from mgen.data.splitting.identity import RESIDUES, Letters, Words, joined, letters, nearest
 from mgen.data.table import Rows
 from mgen.data.targets.labels import class_name
 
-LEVELS = ("serious", "look", "note")
+LEVELS = {
+    "serious": "scores on these splits cannot be trusted as they are",
+    "look": "judge for yourself: it may be meant, or change scores a little",
+    "note": "good to know",
+}
 SAMPLE = 10_000  # held-out rows of a split whose nearest training row is looked for
 SAMPLE_LETTERS = 10_000_000  # and letters of them
+FIRST = 32  # training rows that all of them are held against first: variants find one there
+MANY = 0.01  # share of held-out rows whose leak changes a score
+VARIANTS = 0.95  # share from which held-out rows are variants of training rows: no random leak
 MOST_NAMED = 1000  # classes whose names are kept
 FEW = 10  # training rows of a class
 DRIFT, UNLIKELY = 0.1, 1e-3  # a distance of distributions and a p-value worth saying
@@ -33,10 +41,11 @@ COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 
 
 class Finding(NamedTuple):
-    """One thing to know. "serious": scores cannot be trusted; "look": judge it; "note": fine."""
+    """One thing to know, how bad it is (`LEVELS`) and what to do about it."""
 
-    level: Literal["serious", "look", "note"]
+    level: str
     text: str
+    advice: str = ""
 
 
 @dataclass
@@ -45,11 +54,13 @@ class Report:
 
     Attributes:
         facts: the plan, numbers of rows by split, the molecule, what was looked at.
-        findings: most serious first.
+        findings: most serious first. Of a table of one file rows are named by number alone.
         overlaps: rows of a split that occur in another.
-        nearest: per held-out split how alike its rows are to the most alike training row.
+        nearest: per held-out split how alike its rows are to the most alike training row, and
+            how many have none to compare with: of like length, with two k-mers in common.
         labels: per label column what it is and how it is spread over the splits.
-        histograms: per title the `axis`, `edges` (b + 1,) and per split `shares` (b,) of its rows.
+        histograms: per title the `axis`, `edges` (b + 1,), per split `shares` (b,) of its rows,
+            and a `caption`.
         letters: letters by falling count; those that are not expected have a `first` row.
     """
 
@@ -61,8 +72,11 @@ class Report:
     histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
     letters: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, level: str, text: str) -> None:
-        self.findings.append(Finding(level, text))
+    def add(self, level: str, text: str, advice: str = "") -> None:
+        self.findings.append(Finding(level, text, advice))
+
+    def sort(self) -> None:
+        self.findings.sort(key=lambda finding: list(LEVELS).index(finding.level))
 
 
 def report(rows: Rows, near: float, seed: int) -> Report:
@@ -79,14 +93,16 @@ def report(rows: Rows, near: float, seed: int) -> Report:
     used = {name: np.sort(indices) for name, indices in rows.splits.items() if len(indices)}
     found = Report()
     found.facts = {
+        "files": rows.names,
         "plan": rows.plan,
+        "table": rows.digest,
         "rows": len(rows),
         "splits": {name: len(indices) for name, indices in used.items()},
     }
-    sequences = _Sequences(rows, used, found)
+    sequences = _Sequences(rows, used, found, near)
     sequences.copies()
     if "train" in used:
-        sequences.neighbours(near, seed)
+        sequences.neighbours(seed)
     _groups(rows, used, found)
     for column in rows.table.y_cols:
         if column in rows.columns:
@@ -96,8 +112,8 @@ def report(rows: Rows, near: float, seed: int) -> Report:
         named = f": no column {', '.join(map(repr, absent))}" if absent else ""
         found.add("note", f"labels were not looked at{named}")
     for text in check.identifiers(rows):
-        found.add("look", text)
-    found.findings.sort(key=lambda finding: LEVELS.index(finding.level))
+        found.add("look", _short(rows, text), "give each row an identifier of its own")
+    found.sort()
     return found
 
 
@@ -107,8 +123,8 @@ def report(rows: Rows, near: float, seed: int) -> Report:
 class _Sequences:
     """Lengths, hashes and, for nucleotides, hashes that both strands share: (N,) each."""
 
-    def __init__(self, rows: Rows, used: Used, found: Report) -> None:
-        self.rows, self.used, self.found = rows, used, found
+    def __init__(self, rows: Rows, used: Used, found: Report, near: float) -> None:
+        self.rows, self.used, self.found, self.near = rows, used, found, near
         self.lengths = np.zeros(len(rows), dtype=np.int64)
         self.is_nucleic = self._alphabet()
         self.hashes = np.zeros(len(rows), dtype=np.int64)
@@ -157,6 +173,7 @@ class _Sequences:
                 f"{sum(line['count'] for line in odd):,} of {total:,} letters are not "
                 f"{EXPECTED[molecule]} of {molecule}: {names}; the first {odd[0]['letter']} is in "
                 f"{odd[0]['first']}",
+                "correct them, or see what the backbone makes of them: --backbone.unknown",
             )
         empty = np.flatnonzero(self.lengths == 0)
         if len(empty):
@@ -164,6 +181,7 @@ class _Sequences:
                 "serious",
                 f"{len(empty):,} of {len(rows):,} sequences are empty, the first in "
                 f"{_where(rows, int(empty[0]))}",
+                "fill them in or drop the rows",
             )
         lengths = spread(self.lengths.astype(float), self.used)
         found.facts["lengths"] = lengths
@@ -185,7 +203,8 @@ class _Sequences:
             if repeats:
                 total = len(self.used[name])
                 text = f"{repeats:,} of {total:,} {name} rows repeat a sequence of {name}"
-                self.found.add("look" if name in HELD_OUT else "note", text)
+                level = "look" if name in HELD_OUT else "note"
+                self.found.add(level, text, "each counts as often as it is there; or keep one")
             for others in [[other] for other in earlier] + [earlier] * (len(earlier) > 1):
                 there = self._filled(others)
                 same = np.isin(self.hashes[here], self.hashes[there])
@@ -217,14 +236,26 @@ class _Sequences:
         row = int(here[np.flatnonzero(same)[0]])
         twin = int(there[np.flatnonzero(hashes[there] == hashes[row])[0]])
         self.found.add(
-            "serious",
+            "serious" if same.sum() >= MANY * len(self.used[name]) else "look",
             f"{same.sum():,} of {len(self.used[name]):,} {name} sequences occur in {where}, such "
             f"as {_where(self.rows, row)}, which is {_where(self.rows, twin)}",
+            self._advice(name),
         )
 
-    def neighbours(self, near: float, seed: int) -> None:
+    def _advice(self, name: str) -> str:
+        """What to do about rows of a split that other splits know."""
+        table, drawn = self.rows.table, f"--data.identity {self.near:g}"
+        if not (table.split_col or table.fold_col or getattr(table, f"{name}_path")):
+            return f"{drawn} keeps alike sequences together"
+        by_column = " --data.split-col ''" if table.split_col else ""
+        return (
+            f"drop these rows, or let mgen draw the splits ({drawn}{by_column}); to compare with "
+            "scores that were measured with them, give both"
+        )
+
+    def neighbours(self, seed: int) -> None:
         """How alike held-out rows are to training rows, by shared k-mers."""
-        train, shares = self.used["train"], {}
+        near, train, shares = self.near, self.used["train"], {}
         edges = np.linspace(0, 1, 21)
         for name in [name for name in HELD_OUT if name in self.used]:
             held = self._filled([name])
@@ -244,15 +275,19 @@ class _Sequences:
                         f"takes {words.floor:.2f}): nearly identical ones were not looked for",
                     )
                     continue
-                alike[rest], twins = nearest(words, sequences, self._blocks(train), near)
-            close = alike >= near
+                blocks = chain(self._blocks(train[:FIRST]), self._blocks(train))
+                alike[rest], twins = nearest(words, sequences, blocks, near)
+            close, compared = alike >= near, alike > 0
             self.found.nearest.append(
                 {
                     "split": name,
                     "rows looked at": len(chosen),
                     f"at least {near:g} alike": int(close.sum()),
                     "share": float(close.mean()),
-                    "median identity": float(np.median(alike)),
+                    "none to compare": int((~compared).sum()),
+                    "median identity of others": float(np.median(alike[compared]))
+                    if compared.any()
+                    else None,
                 }
             )
             shares[name] = (np.histogram(alike, edges)[0] / len(alike)).tolist()
@@ -261,17 +296,30 @@ class _Sequences:
             at = int(np.flatnonzero(close[rest])[0])
             here, twin = int(chosen[rest[at]]), int(twins[at])
             some = f" of a sample (seed {seed})" if len(chosen) < len(held) else ""
-            self.found.add(
-                "serious" if close.mean() >= 0.01 else "look",
+            text = (
                 f"{close.sum():,} of {len(chosen):,} {name} rows{some} are at least {near:g} alike "
                 f"to a training row, copies included, such as "
-                f"{_where(self.rows, here)} to {_where(self.rows, twin)}",
+                f"{_where(self.rows, here)} to {_where(self.rows, twin)}"
             )
+            level, advice = "serious" if close.mean() >= MANY else "look", self._advice(name)
+            if close.mean() >= VARIANTS:
+                level = "look"
+                text += ": these are variants of one another"
+                advice = (
+                    "near-identity says nothing here; the split must be judged by its rule, such "
+                    "as positions or numbers of mutations kept apart"
+                )
+            self.found.add(level, text, advice)
         if shares:
             title = "identity with the most alike training row"
-            axis = f"identity; from {near:g} on with the first row found"
-            drawn = {"axis": axis, "edges": edges.tolist(), "shares": shares}
-            self.found.histograms[title] = drawn
+            self.found.histograms[title] = {
+                "axis": "identity",
+                "edges": edges.tolist(),
+                "shares": shares,
+                "caption": f"Left bar, at 0: no training row of like length (0.8 or more) shares "
+                f"two short words with the row. From {near:g} on it is the identity with the first "
+                "such row found, not the most alike one.",
+            }
 
 
 def _groups(rows: Rows, used: Used, found: Report) -> None:
@@ -288,6 +336,7 @@ def _groups(rows: Rows, used: Used, found: Report) -> None:
                 "serious",
                 f"{count:,} groups of column '{column}' are in {name} and in train: "
                 f"{shared.sum():,} of {len(shared):,} {name} rows",
+                "let mgen draw the splits: --data.group-col keeps groups together",
             )
 
 
@@ -298,7 +347,13 @@ def _hashes(texts: Iterable[bytes]) -> np.ndarray:
 
 
 def _where(rows: Rows, row: int) -> str:
-    return rows.where(row).removesuffix(" (header not counted)")
+    return _short(rows, rows.where(row))
+
+
+def _short(rows: Rows, text: str) -> str:
+    """Without the file, where there is but one, and without what is said once for all rows."""
+    text = text.replace(" (header not counted)", "")
+    return text.replace(f"{rows.names[0]}, row ", "row ") if len(rows.names) == 1 else text
 
 
 # --------------------------------------------------------------------------- labels
@@ -325,6 +380,7 @@ def _label(rows: Rows, column: str, used: Used, sequences: _Sequences, found: Re
             "look",
             f"{len(missing):,} of {len(everywhere):,} rows have no label '{column}', the first is "
             f"{_where(rows, int(missing[0]))}",
+            "fill them in or drop the rows",
         )
     used = {name: indices[~label.is_missing[indices]] for name, indices in used.items()}
     used = {name: indices for name, indices in used.items() if len(indices)}
@@ -405,6 +461,8 @@ def _balance(rows: Rows, column: str, label: _Values, used: Used, found: Report)
                     "look",
                     f"{len(new):,} classes of {name} have no training row, such as "
                     f"'{names[new[0]]}' ({counts[name][new].sum():,} rows, column '{column}')",
+                    "they cannot be learnt: drop them, or draw splits with --data.stratify-col "
+                    f"{column}",
                 )
         rare = np.flatnonzero((train > 0) & (train < FEW))
         if len(rare):
@@ -412,6 +470,7 @@ def _balance(rows: Rows, column: str, label: _Values, used: Used, found: Report)
                 "note",
                 f"{len(rare):,} of {len(classes):,} classes of '{column}' have fewer than {FEW} "
                 f"training rows, such as '{names[rare[0]]}' ({train[rare[0]]})",
+                f"draw splits with --data.stratify-col {column}, or join classes",
             )
     _say_drift(f"classes of '{column}'", lines, found)
     return lines
@@ -443,10 +502,12 @@ def _conflicts(
     """Identical sequences that differ in their label."""
     indices = np.unique(np.concatenate(list(used.values()))) if used else np.zeros(0, np.int64)
     indices = indices[sequences.lengths[indices] > 0]
+    if not len(indices):
+        return
     order = np.lexsort((label.values[indices], sequences.hashes[indices]))
     indices = indices[order]
     hashes, values = sequences.hashes[indices], label.values[indices]
-    starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))[: len(hashes)]
+    starts = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1]))
     ends = np.append(starts[1:], len(hashes))
     differ = np.flatnonzero(values[starts] != values[ends - 1])
     if not len(differ):
@@ -464,6 +525,7 @@ def _conflicts(
         f"identical sequences with different '{column}': {len(differ):,} ({sizes.sum():,} rows), "
         f"{'farthest apart' if is_number else 'most often'} in {_where(rows, first)} ({shown[0]}) "
         f"and {_where(rows, last)} ({shown[1]})",
+        "average repeated measurements" if is_number else "find out which label is right",
     )
 
 
@@ -472,7 +534,9 @@ def _say_drift(what: str, lines: dict[str, dict[str, Any]], found: Report) -> No
         for measure in ("Kolmogorov-Smirnov", "total variation"):
             distance, p = line.get(measure, 0.0), line.get("p")
             if distance > DRIFT and (p is None or p < UNLIKELY):
-                chance = "" if p is None else f", p {p:.2g}" if p else ", p below 1e-300"
+                chance = "" if p is None else f", p {p:.2g}" if p > LEAST_P else f", p below {p:g}"
                 found.add(
-                    "look", f"{what} of {name} and train differ: {measure} {distance:.3g}{chance}"
+                    "look",
+                    f"{what} of {name} and train differ: {measure} {distance:.4g}{chance}",
+                    "meant by some splits; else draw them at random, or with --data.stratify-col",
                 )
