@@ -25,7 +25,7 @@ from mgen.report import console, number, print_table
 NEAR = 0.9  # identity from which two sequences are nearly the same
 MOST_LINES = 20  # classes or letters in a table
 LENGTHS, SHARES = "length in letters", ": shares"
-ABOUT = ("command", "plan", "table", "near", "mgen", "date")
+ABOUT = ("command", "plan", "digest", "near", "mgen", "date")
 COLOURS = {"serious": "red", "look": "yellow", "note": "dim"}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -43,8 +43,8 @@ li {{ border-left: 4px solid var(--faint); padding: 2px 0 2px 10px; margin: 8px 
 li.serious {{ border-color: #d1242f; }} li.look {{ border-color: #bf8700; }}
 b.level {{ font-size: 0.8em; text-transform: uppercase; letter-spacing: 0.04em; }}
 .wide {{ overflow-x: auto; background: /* a shade where a table goes on */
-  linear-gradient(90deg, var(--paper) 50%, transparent) left / 40px 100% no-repeat local,
-  linear-gradient(270deg, var(--paper) 50%, transparent) right / 40px 100% no-repeat local,
+  linear-gradient(90deg, var(--paper) 50%, transparent) left / 40px 101% no-repeat local,
+  linear-gradient(270deg, var(--paper) 50%, transparent) right / 40px 101% no-repeat local,
   linear-gradient(90deg, var(--soft), transparent) left / 12px 100% no-repeat scroll,
   linear-gradient(270deg, var(--soft), transparent) right / 12px 100% no-repeat scroll; }}
 table {{ border-collapse: collapse; font-size: 0.88em; overflow-wrap: normal; }}

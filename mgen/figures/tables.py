@@ -30,7 +30,7 @@ def steps(edges: Sequence[float], series: Mapping[str, Sequence[float]], label: 
     """Histograms as step lines over one axis: `edges` (b + 1,), shares (b,) of each split."""
     top, base, height = 24, 150, 184
     low, high = edges[0], edges[-1]
-    shares_at = _ticks(0, max((max(shares) for shares in series.values()), default=0) or 1, 3)
+    shares_at = _ticks(0, max((max(shares) for shares in series.values()), default=0) or 1, 4)
     most = shares_at[-1]
 
     def x(value: float) -> float:

@@ -95,7 +95,7 @@ def report(rows: Rows, near: float, seed: int) -> Report:
     found.facts = {
         "files": rows.names,
         "plan": rows.plan,
-        "table": rows.digest,
+        "digest": rows.digest,
         "rows": len(rows),
         "splits": {name: len(indices) for name, indices in used.items()},
     }
@@ -316,7 +316,7 @@ class _Sequences:
                 "axis": "identity",
                 "edges": edges.tolist(),
                 "shares": shares,
-                "caption": f"Left bar, at 0: no training row of like length (0.8 or more) shares "
+                "caption": f"A bar at 0: no training row of like length (0.8 or more) shares "
                 f"two short words with the row. From {near:g} on it is the identity with the first "
                 "such row found, not the most alike one.",
             }
