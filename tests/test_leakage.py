@@ -317,6 +317,18 @@ def test_where_nearly_all_rows_are_variants_near_identity_is_not_serious(tmp_pat
     assert said.startswith("serious: ") and "variants" not in said
 
 
+def test_what_to_do_about_a_leak_goes_by_how_the_split_came_about(tmp_path):
+    rows = [*random_rows(40), *random_rows(40), *random_rows(5, split="test")]
+    named = write(tmp_path, rows, valid_fraction=0.2)
+    advice = {f.text.split()[3]: f.advice for f in report(named).findings if "occur in" in f.text}
+    assert advice["valid"].startswith("--data.identity 0.9 keeps")
+    assert "let mgen draw the splits (--data.identity 0.9 --data.split-col '')" in advice["test"]
+    (tmp_path / "held.csv").write_text((tmp_path / "t.csv").read_text())
+    other = Table(path=str(tmp_path / "t.csv"), test_path=str(tmp_path / "held.csv"))
+    (advice,) = [f.advice for f in report(other).findings if "test sequences occur" in f.text]
+    assert advice.startswith("drop these rows; to compare")
+
+
 def test_values_beyond_the_axis_are_announced_and_whole_numbers_have_bins_of_their_own():
     values = np.concatenate([np.repeat(np.arange(40, 51), 100), [700]])
     drawn = drift.histogram("letters", values, {"train": np.arange(len(values))})

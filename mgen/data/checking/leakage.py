@@ -245,12 +245,14 @@ class _Sequences:
     def _advice(self, name: str) -> str:
         """What to do about rows of a split that other splits know."""
         table, drawn = self.rows.table, f"--data.identity {self.near:g}"
-        if not (table.split_col or table.fold_col or getattr(table, f"{name}_path")):
-            return f"{drawn} keeps alike sequences together"
-        by_column = " --data.split-col ''" if table.split_col else ""
+        if f"{name}: " in self.rows.plan or (table.folds and not table.fold_col):
+            return f"{drawn} keeps alike sequences together in splits drawn at random"
+        names = {"split-col": table.split_col, "fold-col": table.fold_col}
+        undo = [f"--data.{flag} ''" for flag, column in names.items() if column]
+        redraw = f" or let mgen draw the splits ({' '.join([drawn, *undo])})" if undo else ""
         return (
-            f"drop these rows, or let mgen draw the splits ({drawn}{by_column}); to compare with "
-            "scores that were measured with them, give both"
+            f"drop these rows{redraw}; to compare with scores that were measured with them, give "
+            "both"
         )
 
     def neighbours(self, seed: int) -> None:
