@@ -166,8 +166,9 @@ class Session:
         notes = self.task.check_use(self.rows, splits)
         notes += self.task.check(self.rows, splits, labelled=self.verb != "predict")
         self.notes = notes
-        for note in [] if self.launch.check else notes:  # --check says them in their place
-            warn(note)
+        if self.launch.dry_run or not self.launch.check:  # which says them in their place
+            for note in notes:
+                warn(note)
 
     def _open_whole(self, path: str):
         """All rows of one table as the split; those the run was trained on need not be there."""
