@@ -8,7 +8,7 @@ import pytest
 from mgen.config import InputError
 from mgen.data import Table
 from mgen.data.splitting import identity
-from mgen.data.splitting.identity import Letters, Words, linked_clusters, nearest
+from mgen.data.splitting.identity import Letters, Words, letter_clusters, linked_clusters, nearest
 
 DNA, PROTEIN = "ACGT", "ACDEFGHIKLMNPQRSTVWY"
 
@@ -45,8 +45,8 @@ def equal_partitions(first, second) -> bool:
     return len(pairs) == len({*first.tolist()}) == len({*second.tolist()})
 
 
-FAMILIES = [(DNA, 150, 0.95, 0.8), (DNA, 1000, 0.9, 0.7), (PROTEIN, 100, 0.9, 0.7),
-            (PROTEIN, 300, 0.8, 0.5)]  # fmt: skip
+FAMILIES = [(DNA, 150, 0.95, 0.85), (DNA, 1000, 0.9, 0.77), (PROTEIN, 100, 0.9, 0.7),
+            (PROTEIN, 300, 0.8, 0.6)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("alphabet", "length", "kept", "threshold"), FAMILIES)
@@ -62,6 +62,98 @@ def test_mmseqs_finds_the_families_that_were_made(alphabet, length, kept, thresh
     found = identity._mmseqs(shutil.which("mmseqs"), texts(["", *sequences]), threshold)
     assert equal_partitions(found[1:], truth)
     assert found[0] not in found[1:]
+
+
+def apart(sequences: list[str], ids: np.ndarray, threshold: float) -> tuple[float, int]:
+    """The share of the pairs at least so alike, letter by letter, that are in two clusters."""
+    rows = np.array([list(text) for text in sequences])
+    alike = np.array([(rows == row).mean(axis=1) for row in rows]) >= threshold - 1e-9
+    first, second = np.nonzero(np.triu(alike, 1))
+    return float((ids[first] != ids[second]).mean()), len(first)
+
+
+def pairs_at(alphabet: str, length: int, threshold: float, count: int = 150) -> list[str]:
+    """Unrelated pairs, each exactly as alike as the threshold asks: none has another way."""
+    generator = np.random.default_rng(6)
+    found = []
+    for _ in range(count):
+        base = random_sequence(generator, length, alphabet)
+        found += [base, mutated(generator, base, threshold, alphabet)]
+    return found
+
+
+@pytest.mark.parametrize(("length", "alphabet", "threshold"),
+                         [(9, PROTEIN, 0.8), (12, PROTEIN, 0.8), (15, PROTEIN, 0.6),
+                          (16, DNA, 0.85), (20, DNA, 0.85), (30, DNA, 0.8),
+                          (50, DNA, 0.8)])  # fmt: skip
+def test_no_pair_of_short_sequences_is_cut(length, alphabet, threshold):
+    kept = np.ceil(threshold * length) / length
+    sequences = pairs_at(alphabet, length, kept)
+    ids = letter_clusters(texts(sequences), threshold)
+    assert apart(sequences, ids, threshold) == (0, 150)
+    assert len(set(ids.tolist())) == 150  # and nothing else is joined
+    sequences, _ = families(alphabet, length, (1 + kept) / 2, count=40, size=6)
+    assert apart(sequences, letter_clusters(texts(sequences), threshold), threshold)[0] == 0
+
+
+@pytest.mark.parametrize(("length", "alphabet", "threshold"),
+                         [(100, DNA, 0.9), (200, DNA, 0.85), (1000, DNA, 0.8), (60, PROTEIN, 0.8),
+                          (100, PROTEIN, 0.7), (300, PROTEIN, 0.6)])  # fmt: skip
+def test_k_mers_keep_19_of_20_pairs_at_the_identity_together(length, alphabet, threshold):
+    sequences = pairs_at(alphabet, length, threshold)
+    share, count = apart(sequences, linked_clusters(texts(sequences), threshold)[0], threshold)
+    assert count == 150 and share <= 0.05
+
+
+@pytest.mark.skipif(not shutil.which("mmseqs"), reason="needs the program mmseqs")
+@pytest.mark.parametrize(("length", "alphabet", "threshold"),
+                         [(60, DNA, 0.8), (200, DNA, 0.8), (100, PROTEIN, 0.5)])  # fmt: skip
+def test_mmseqs_keeps_19_of_20_pairs_at_the_identity_together(length, alphabet, threshold):
+    sequences = pairs_at(alphabet, length, threshold, count=100)
+    found = identity._mmseqs(shutil.which("mmseqs"), texts(sequences), threshold)
+    share, count = apart(sequences, found, threshold)
+    assert count == 100 and share <= 0.05
+
+
+def test_letters_are_compared_in_every_position_of_both_strands_that_overlaps_enough():
+    def together(first: str, second: str, threshold: float) -> bool:
+        return len(set(letter_clusters(texts([first, second]), threshold).tolist())) == 1
+
+    assert together("SIINFEKLW", "IINFEKLWA", 8 / 9)  # 8 of 9 equal, one further on
+    assert not together("SIINFEKLW", "IINFEKLWA", 0.9)
+    assert together("SIINFEKL", "SIINFEKLWA", 1)  # 8 of 10 overlap
+    assert not together("SIINFEKL", "SIINFEKLWAA", 0.5)  # 8 of 11
+    assert not together("SIINFEKLWA", "NFEKLWAGGG", 0.5)  # 7 of 10 would
+    assert together("ACGUUCAGGA", "TCCTGAACGT", 1)  # the other strand
+    assert not together("ACGTTCAGGA", "AGGACTTGCA", 0.8)  # backwards is not
+
+
+def test_short_and_long_sequences_are_each_compared_their_way(tmp_path, without_mmseqs):
+    generator = np.random.default_rng(7)
+    long = [random_sequence(generator, 120, PROTEIN) for _ in range(20)]
+    short = [random_sequence(generator, 12, PROTEIN) for _ in range(20)]
+    both = long + short + [mutated(generator, s, 0.9 if len(s) > 50 else 10 / 12, PROTEIN)
+                           for s in long + short]  # fmt: skip
+    (tmp_path / "t.csv").write_text("\n".join(["sequence,label", *(f"{s},1" for s in both)]))
+    rows = Table(path=str(tmp_path / "t.csv"), identity=0.75).open()
+    assert rows.plan.startswith(
+        "sequences at least about 0.75 alike stay together (shared 5-mers; letters compared one by "
+        "one, of up to 50): 40 clusters, the largest of 2 rows"
+    )
+
+
+def test_repeats_and_short_sequences_ask_no_other_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: "/no/such/mmseqs")
+    peptides = ["SIINFEKLW", "SIINFEKLY", "AGAGAGAGA", "AGAGAGAGG", "WWWWWWWWW", "CDEFHIKLM"]
+    (tmp_path / "t.csv").write_text("\n".join(["sequence,label", *(f"{s},1" for s in peptides)]))
+    plan = Table(path=str(tmp_path / "t.csv"), identity=0.8, valid_fraction=0).open().plan
+    assert "0.8 alike stay together (letters compared one by one): 4 clusters" in plan
+
+
+def test_too_many_short_sequences_are_refused_before_they_are_compared(monkeypatch):
+    monkeypatch.setattr(identity, "MOST_COMPARED", 1e5)
+    with pytest.raises(InputError, match="150 different sequences .*--data.max-rows"):
+        letter_clusters(texts(pairs_at(PROTEIN, 12, 0.8, 75)), 0.8)
 
 
 # Identity kept, error of the mean, standard deviation: as stated in docs/check.md.
@@ -114,14 +206,14 @@ def test_a_piece_is_not_alike_to_the_whole():
 def test_clusters_do_not_depend_on_the_order_of_rows():
     sequences, _ = families(PROTEIN, 200, 0.8)
     order = np.random.default_rng(5).permutation(len(sequences))
-    first = linked_clusters(texts(sequences), 0.6)[0]
-    again = linked_clusters(texts([sequences[i] for i in order]), 0.6)[0]
+    first = linked_clusters(texts(sequences), 0.65)[0]
+    again = linked_clusters(texts([sequences[i] for i in order]), 0.65)[0]
     assert equal_partitions(first[order], again)
 
 
 def test_sequences_too_short_or_unlike_to_tell_are_refused_with_the_least_identity():
     sequences, _ = families(DNA, 60, 0.9)
-    with pytest.raises(InputError, match=r"identities above 0\.\d\d from chance. .* MMseqs2"):
+    with pytest.raises(InputError, match=r"identities from 0\.\d+ on from chance. .* MMseqs2"):
         linked_clusters(texts(sequences), 0.5)
 
 
@@ -146,12 +238,13 @@ def homologous(folder, **options) -> Table:
 
 
 def test_splits_by_identity_cut_no_family_and_say_how(tmp_path, without_mmseqs):
-    rows = homologous(tmp_path, identity=0.6, stratify_col="label").open()
+    rows = homologous(tmp_path, identity=0.7, stratify_col="label").open()
     families_ = {n: {rows.values("family")[i] for i in s} for n, s in rows.splits.items()}
     assert sum(map(len, families_.values())) == 40
     assert len(families_["test"]) == 8
     assert rows.plan.startswith(
-        "sequences 0.6 alike stay together (shared 4-mers): 40 clusters, the largest of 4 rows; "
+        "sequences at least about 0.7 alike stay together (shared 4-mers): 40 clusters, the "
+        "largest of 4 rows; "
         "values of column 'label' shared alike: 3 of them; test: 0.2 of 160 rows at random, seed "
         "42, 0.2 came out"
     )
@@ -162,14 +255,14 @@ def test_splits_by_identity_cut_no_family_and_say_how(tmp_path, without_mmseqs):
 
 
 def test_clusters_and_groups_are_joined(tmp_path, without_mmseqs):
-    rows = homologous(tmp_path, identity=0.6, group_col="label", folds=3).open()
+    rows = homologous(tmp_path, identity=0.7, group_col="label", folds=3).open()
     assert "joined where they share rows: 3 groups" in rows.plan
 
 
 def test_clusters_are_looked_up_the_next_time(tmp_path, without_mmseqs, monkeypatch):
-    first = homologous(tmp_path, identity=0.62).open().splits
+    first = homologous(tmp_path, identity=0.72).open().splits
     monkeypatch.setattr(identity, "linked_clusters", None)
-    again = homologous(tmp_path, identity=0.62).open().splits
+    again = homologous(tmp_path, identity=0.72).open().splits
     assert all((first[name] == again[name]).all() for name in first)
 
 
@@ -186,5 +279,5 @@ def test_mmseqs_that_fails_is_an_error_with_what_it_said(tmp_path, monkeypatch):
     )
     program.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(program))
-    with pytest.raises(InputError, match="mmseqs easy-cluster failed: no memory"):
+    with pytest.raises(InputError, match="failed: no memory. A PATH without mmseqs .*group-col"):
         homologous(tmp_path, identity=0.5).open()

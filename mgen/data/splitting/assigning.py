@@ -144,7 +144,8 @@ def _condition(rows: Rows, base: np.ndarray, drawn: bool) -> tuple[cut.Condition
     if table.identity:
         units, method = clusters(rows, base, table.identity)
         found = _sizes(units[base], "cluster")
-        said.append(f"sequences {table.identity:g} alike stay together ({method}): {found}")
+        about = f"sequences at least about {table.identity:g} alike stay together"
+        said.append(f"{about} ({method}): {found}")
     if table.group_col:
         values, names = coded(rows, table.group_col, "group-col")
         groups = values[base]

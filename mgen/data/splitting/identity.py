@@ -1,11 +1,13 @@
 """How alike sequences are: clusters of them, and the nearest of one set in another.
 
-Clusters come from MMseqs2 (Steinegger & Soeding 2017) where the program `mmseqs` is installed, else
-from the k-mers of the sequences, with the identity of two estimated as (k-mers both have / those of
-the one that has fewer) ^ (1 / k), as in Mash (Ondov et al. 2016). That takes differences to be
-spread evenly: a long stretch in common counts like a high identity throughout. Two sequences are
-alike only if the shorter has at least 0.8 of the other's letters. DNA and RNA are compared on both
-strands, U is read as T.
+Sequences of up to 50 letters are compared letter by letter, without gaps, in every position.
+Clusters of longer ones come from MMseqs2 (Steinegger & Soeding 2017) where the program `mmseqs` is
+installed, else from the k-mers of the sequences, with the identity of two estimated as (k-mers both
+have / those of the one that has fewer) ^ (1 / k), as in Mash (Ondov et al. 2016). That takes
+differences to be spread evenly: a long stretch in common counts like a high identity throughout.
+Both link pairs somewhat below the identity too, so that few at or above it are missed. Two
+sequences are alike only if the shorter has at least 0.8 of the other's letters. DNA and RNA are
+compared on both strands, U is read as T.
 
 n sequences, R of them in an index.
 """
@@ -14,12 +16,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,12 +35,17 @@ from mgen.io.files import kept
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1  # of the method below: clusters kept by another version are made anew
+VERSION = 2  # of the method below: clusters kept by another version are made anew
+SHORT = 50  # letters up to which sequences are compared letter by letter
+MOST_COMPARED = 2e13  # letters so compared: half an hour
 COVERAGE = 0.8  # least length of the shorter of two alike sequences, as a share of the longer
 BATCH = 2000  # sequences compared at once
 CELLS = 1 << 23  # of a matrix of counts held at once
 MOST_LETTERS = 200_000_000  # clustered here: some 5 GB of memory
+ERRORS = 2.5  # standard errors below an identity that k-mers still take for it
+MARGIN = 0.03  # below an identity that MMseqs2 still takes for it
 NUCLEOTIDES, RESIDUES = "ACGT", "ACDEFGHIKLMNPQRSTVWY"
+LEAST = {NUCLEOTIDES: 0.75, RESIDUES: 0.3}  # below it MMseqs2 misses too many pairs
 LONGEST_WORD = {NUCLEOTIDES: 11, RESIDUES: 5}  # their tables of all k-mers have 4 and 3 million
 
 
@@ -122,49 +130,129 @@ def clusters(rows: Rows, indices: np.ndarray, identity: float) -> tuple[np.ndarr
     numbers = np.concatenate([found for found, _ in blocks])
     place = f"{rows.names[0]}, column '{column}'"
     sequences = joined([letters(block.column(column), place) for _, block in blocks])
-    program = shutil.which("mmseqs")
-    method = _mmseqs_version(program) if program else f"k-mers, version {VERSION}"
-    key = hashlib.sha256(f"{method} {identity!r} ".encode())
+    is_long = sequences.lengths.max(initial=0) > SHORT
+    program = shutil.which("mmseqs") if is_long else None
+    version = _mmseqs_version(program) if program else ""
+    key = hashlib.sha256(f"{VERSION} {version} {identity!r} ".encode())
     key.update(sequences.ends.tobytes())
     key.update(sequences.data.tobytes())
 
     def write(partial: Path) -> None:
         first, same = _distinct(sequences)
         few = sequences[first]
-        if program:
-            found, word = _mmseqs(program, few, identity), 0
-        else:
-            found, word = linked_clusters(few, identity)
+        short = np.flatnonzero(few.lengths <= SHORT)
+        ids, methods = np.arange(len(few)), []
+        if is_long:
+            # Those that may be alike to one of more than SHORT letters.
+            rest = np.flatnonzero(few.lengths > COVERAGE * SHORT)
+            if program:
+                found = _mmseqs(program, few[rest], identity)
+                methods.append(version)
+            else:
+                found, k = linked_clusters(few[rest], identity)
+                methods.append(f"shared {k}-mers")
+            _join(ids, rest, rest[found])
+        if len(short):
+            _join(ids, short, short[letter_clusters(few[short], identity)])
+            some = f", of up to {SHORT}" if is_long else ""
+            methods.append(f"letters compared one by one{some}")
         with partial.open("wb") as file:
-            np.savez(file, ids=found[same], word=word)
+            np.savez(file, ids=_roots(ids, ids)[same], method="; ".join(methods))
 
     with np.load(kept("clusters", f"{key.hexdigest()}.npz", write), allow_pickle=False) as found:
-        ids, word = found["ids"], int(found["word"])
+        ids, method = found["ids"], str(found["method"])
     everywhere = np.full(len(rows), -1, dtype=np.int64)
     everywhere[numbers] = ids
-    return everywhere, method if program else f"shared {word}-mers"
+    return everywhere, method
+
+
+def letter_clusters(sequences: Letters, identity: float) -> np.ndarray:
+    """The cluster of each sequence (n,): those joined by a chain of pairs that are alike.
+
+    The identity of two is the most letters that are equal in one position without gaps, as a share
+    of the shorter one's, over the positions that let at least 0.8 of the longer one overlap. Raises
+    InputError if there are too many to compare in half an hour.
+    """
+    codes = np.arange(256, dtype=np.uint8)
+    turn = None
+    if sequences.are_nucleotides:
+        codes[ord("U")] = ord("T")
+        turn = codes.copy()
+        turn[list(b"ACGT")] = list(b"TGCA")
+    lengths = sequences.lengths
+    groups = {int(n): np.flatnonzero(lengths == n) for n in np.unique(lengths[lengths > 0])}
+    pairs, cost = [], 0.0
+    for short, long in itertools.combinations_with_replacement(groups, 2):
+        equal = math.ceil(identity * short - 1e-9)
+        least = max(math.ceil(COVERAGE * long), equal)
+        if least <= short:
+            offsets = range(least - short, long - least + 1)
+            pairs.append((short, long, equal, offsets))
+            number = len(groups[short]) * len(groups[long]) / (2 if short == long else 1)
+            cost += number * len(offsets) * short * (1 if turn is None else 2)
+    if cost > MOST_COMPARED:
+        raise InputError(
+            f"--data.identity {identity:g}: {len(sequences):,} different sequences of up to "
+            f"{max(groups)} letters take {cost / MOST_COMPARED / 2:.1f} hours or more to compare. "
+            "Set a higher identity, fewer rows (--data.max-rows), or a column of families "
+            "(--data.group-col)"
+        )
+    by_place = {
+        n: codes[np.ascontiguousarray(sequences[found].data.reshape(-1, n).T)]
+        for n, found in groups.items()
+    }
+    root = np.arange(len(sequences))
+    for short, long, equal, offsets in pairs:
+        strands = [by_place[long]] + ([] if turn is None else [turn[by_place[long][::-1]]])
+        for offset, strand in itertools.product(offsets, strands):
+            start = max(offset, 0)
+            stop = min(short + offset, long)
+            first, second = by_place[short][start - offset : stop - offset], strand[start:stop]
+            for row, column in _equal_columns(first, second, equal, short == long):
+                _join(root, groups[short][row], groups[long][column])
+    return _roots(root, root)
+
+
+def _equal_columns(
+    first: np.ndarray, second: np.ndarray, least: int, is_same: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of columns of (L, n) and (L, m) with at least so many equal letters.
+
+    Where both are the same sequences, each pair once.
+    """
+    for top in range(0, first.shape[1], 256):  # blocks that stay in the processor's cache
+        rows = first[:, top : top + 256, None]
+        for left in range(top if is_same else 0, second.shape[1], 4096):
+            columns = second[:, left : left + 4096]
+            count = np.zeros((rows.shape[1], columns.shape[1]), dtype=np.uint8)
+            for here, there in zip(rows, columns, strict=True):
+                count += (here == there).view(np.uint8)
+            found = np.flatnonzero(count >= least)
+            if len(found):
+                yield top + found // columns.shape[1], left + found % columns.shape[1]
 
 
 def linked_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, int]:
     """The cluster of each sequence (n,) and the k of the k-mers.
 
-    Sequences at least `identity` alike are in one cluster, and so are those joined by a chain of
-    them. In order of decreasing length each is compared with those before it, except with those
-    that were nearer to one already there than halfway from `identity` to 1: that one stands for
-    them, so a link that is missed lies within that half.
+    Sequences estimated at least `identity` alike, or up to `ERRORS` standard errors less, are in
+    one cluster, and so are those joined by a chain of them. In order of decreasing length each is
+    compared with those before it, except with those that were nearer to one already there than
+    halfway from `identity` to 1: that one stands for them, so a link that is missed lies within
+    that half.
     """
     if len(sequences.data) > MOST_LETTERS:
         raise InputError(
             f"--data.identity: {len(sequences.data):,} letters are too many for clusters by "
             f"k-mers ({MOST_LETTERS:,}). Install MMseqs2 (the program mmseqs)"
         )
-    words = Words.of(sequences, identity)
+    words = Words.of(sequences, identity, ERRORS)
     if identity < words.floor:
         mean = sequences.lengths[sequences.lengths > 0].mean()
         least = math.ceil(100 * words.floor) / 100
         raise InputError(
             f"--data.identity {identity:g}: k-mers of sequences of {mean:.0f} letters tell "
-            f"identities above {least} from chance. Set that or more, or install MMseqs2 (the "
+            f"identities from {least} on from chance. Set that or more, or install MMseqs2 (the "
             "program mmseqs)"
         )
     order = np.argsort(-sequences.lengths, kind="stable")
@@ -180,9 +268,7 @@ def linked_clusters(sequences: Letters, identity: float) -> tuple[np.ndarray, in
         batch = batch.take(np.flatnonzero(~stands))
         stands = _link(batch, batch, identity, near, root)
         known = known.joined(batch.take(np.flatnonzero(~stands)))
-    while (root[root] != root).any():
-        root = root[root]
-    return root, words.k
+    return _roots(root, root), words.k
 
 
 def _link(batch: Index, known: Index, identity: float, near: float, root: np.ndarray) -> np.ndarray:
@@ -192,23 +278,32 @@ def _link(batch: Index, known: Index, identity: float, near: float, root: np.nda
     """
     stands = np.zeros(len(batch), dtype=bool)
     for rows, columns, likeness in _likeness(batch, known):
-        counts = likeness >= identity
+        sizes = np.minimum(batch.sizes[rows], known.sizes[columns])
+        counts = likeness >= batch.words.least(identity, sizes)
         if batch is known:
             counts &= columns < rows
         rows, columns, likeness = rows[counts], columns[counts], likeness[counts]
         stands[rows[likeness >= near]] = True
-        pairs = np.unique(root[batch.names[rows]] * len(root) + root[known.names[columns]])
-        for pair in pairs.tolist():
-            low, high = sorted(_root(root, i) for i in divmod(pair, len(root)))
-            root[high] = low
+        _join(root, batch.names[rows], known.names[columns])
     return stands
 
 
-def _root(root: np.ndarray, i: int) -> int:
-    while root[i] != i:
-        root[i] = root[root[i]]
-        i = int(root[i])
-    return i
+def _join(root: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
+    """Put these pairs in one tree of the forest `root` each."""
+    while len(first):
+        first, second = _roots(root, first), _roots(root, second)
+        apart = first != second
+        first, second = first[apart], second[apart]
+        root[np.maximum(first, second)] = np.minimum(first, second)
+
+
+def _roots(root: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """The roots of those in the forest, which then hang directly from them."""
+    found = root[of]
+    while (root[found] != found).any():
+        found = root[found]
+    root[of] = found
+    return found
 
 
 def nearest(
@@ -247,35 +342,56 @@ def nearest(
 class Words:
     """The k-mers of an alphabet: those with other letters do not count.
 
-    `floor`: the least identity that they tell from chance.
+    `floor`: the least identity that they tell from chance; `errors` and `rare` as in `of`.
     """
 
     alphabet: str
     k: int
     floor: float = 0.0
+    errors: float = 0.0
+    rare: float = 0.0
 
     @staticmethod
-    def of(sequences: Letters, identity: float) -> Words:
+    def of(sequences: Letters, identity: float, errors: float = 0.0) -> Words:
         """The longest k-mers that tell pairs of this identity, of mean length, from chance.
 
-        Chance: of n and of 10,000 pairs of random sequences one shares as many k-mers (Poisson's
-        tail). Where none do, those that come nearest.
+        Pairs: those whose estimate is that many standard errors too low. Chance: of n and of 10,000
+        pairs of random sequences one shares as many k-mers (Poisson's tail, e^-`rare`). Where none
+        do, those that come nearest.
         """
         alphabet = NUCLEOTIDES if sequences.are_nucleotides else RESIDUES
-        strands = 2 if alphabet == NUCLEOTIDES else 1
         filled = sequences.lengths[sequences.lengths > 0]
         mean = float(filled.mean()) if len(filled) else 1.0
         rare = math.log(max(len(sequences), 10_000))
-        floors = {}
+        found = []
         for k in range(LONGEST_WORD[alphabet], 1, -1):
-            number = max(mean - k + 1, 1.0)
-            chance = 2 * number**2 * strands / len(alphabet) ** k  # 2: letters differ in frequency
-            shared = chance + math.sqrt(2 * chance * rare) + rare
-            floors[k] = min(shared / number, 1.0) ** (1 / k)
-            if floors[k] <= identity:
-                return Words(alphabet, k, floors[k])
-        k = min(floors, key=floors.get)
-        return Words(alphabet, k, floors[k])
+            words, number = Words(alphabet, k, 0.0, errors, rare), max(mean - k + 1, 1.0)
+            tried = np.arange(1, 1001) / 1000
+            told = tried[words._share(tried, number) >= words._by_chance(number)]
+            found.append(replace(words, floor=float(told.min(initial=1.0))))
+            if found[-1].floor <= identity:
+                return found[-1]
+        return min(found, key=lambda words: words.floor)
+
+    def least(self, identity: float, number: np.ndarray) -> np.ndarray:
+        """The estimate from which pairs count as so alike, by the fewer k-mers of the two."""
+        number = np.maximum(number, 1)
+        share = np.maximum(self._share(identity, number), self._by_chance(number))
+        return np.minimum(share, identity**self.k) ** (1 / self.k)
+
+    def _share(self, identity: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """Of so many k-mers the share that two sequences have in common, less `errors` standard
+        errors: those of a known number of differences at random places."""
+        k, mean = self.k, identity**self.k
+        spread = mean * (1 - mean) - k**2 * identity ** (2 * k - 1) * (1 - identity)
+        for shift in range(1, k):  # k-mers that overlap
+            spread = spread + 2 * (identity ** (k + shift) - mean**2)
+        return mean - self.errors * np.sqrt(np.maximum(spread, 0) / number)
+
+    def _by_chance(self, number: np.ndarray) -> np.ndarray:
+        strands = 2 if len(self.alphabet) == 4 else 1
+        chance = 2 * number**2 * strands / self.number  # 2: letters differ in frequency
+        return np.minimum((chance + np.sqrt(2 * chance * self.rare) + self.rare) / number, 1.0)
 
     @property
     def number(self) -> int:
@@ -420,11 +536,22 @@ def _mmseqs_version(program: str) -> str:
 def _mmseqs(program: str, sequences: Letters, identity: float) -> np.ndarray:
     """The cluster of each sequence (n,): connected components of easy-cluster, with coverage 0.8 of
     both sequences; on one thread, whose result is the same each time."""
+    least = LEAST[NUCLEOTIDES if sequences.are_nucleotides else RESIDUES]
+    if identity < least:
+        raise InputError(
+            f"--data.identity {identity:g}: MMseqs2 tells such sequences from {least:g} on. Set "
+            "that or more, or a column of families made elsewhere (--data.group-col)"
+        )
     ids = np.arange(len(sequences))
-    # Nucleotides by 11-mers: the 15-mers of its own find no more, and their table takes seconds.
-    kind = ["--dbtype", "2", "-k", "11"] if sequences.are_nucleotides else ["--dbtype", "1"]
-    options = ["--min-seq-id", f"{identity:g}", "-c", f"{COVERAGE:g}", "--cov-mode", "0"]
-    options += ["--cluster-mode", "1"]  # connected components
+    options = ["--min-seq-id", f"{max(identity - MARGIN, 0):g}", "-c", f"{COVERAGE:g}"]
+    options += ["--cov-mode", "0", "--cluster-mode", "1"]  # connected components
+    # Of all pairs, not of the first step's representatives, and of repeats too.
+    options += ["--single-step-clustering", "-s", "7.5", "--max-seqs", "300", "--mask", "0"]
+    if sequences.are_nucleotides:  # its own choices miss most pairs below 0.9
+        options += ["--dbtype", "2", "-k", "8", "--spaced-kmer-mode", "0"]
+        options += ["--min-ungapped-score", "0"]
+    else:
+        options += ["--dbtype", "1"]
     with tempfile.TemporaryDirectory(prefix="mgen-mmseqs-") as folder:
         fasta = Path(folder) / "sequences.fasta"
         with fasta.open("wb") as file:
@@ -432,12 +559,16 @@ def _mmseqs(program: str, sequences: Letters, identity: float) -> np.ndarray:
                 if text:  # an empty sequence is alone
                     file.write(b">%d\n%s\n" % (i, text))
         command = [program, "easy-cluster", str(fasta), f"{folder}/found", f"{folder}/work"]
-        command += [*options, *kind, "--threads", "1", "-v", "1"]
+        command += [*options, "--threads", "1", "-v", "1"]
         done = subprocess.run(command, capture_output=True, text=True)
         table = Path(folder) / "found_cluster.tsv"
         if done.returncode or not table.exists():
             said = (done.stderr or done.stdout).strip().splitlines()[-3:]
-            raise InputError(f"{program} easy-cluster failed: {' '.join(said)}")
+            raise InputError(
+                f"--data.identity {identity:g}: {program} easy-cluster failed: {' '.join(said)}. A "
+                "PATH without mmseqs makes the clusters by k-mers; --data.group-col takes families "
+                "made elsewhere"
+            )
         first, member = np.loadtxt(table, dtype=np.int64, ndmin=2, delimiter="\t").T
     ids[member] = first
     return ids
