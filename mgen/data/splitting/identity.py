@@ -35,7 +35,7 @@ from mgen.io.files import kept
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 2  # of the method below: clusters kept by another version are made anew
+VERSION = 3  # of the method below: clusters kept by another version are made anew
 SHORT = 50  # letters up to which sequences are compared letter by letter
 MOST_COMPARED = 2e13  # letters so compared: half an hour
 COVERAGE = 0.8  # least length of the shorter of two alike sequences, as a share of the longer
@@ -546,7 +546,7 @@ def _mmseqs(program: str, sequences: Letters, identity: float) -> np.ndarray:
     options = ["--min-seq-id", f"{max(identity - MARGIN, 0):g}", "-c", f"{COVERAGE:g}"]
     options += ["--cov-mode", "0", "--cluster-mode", "1"]  # connected components
     # Of all pairs, not of the first step's representatives, and of repeats too.
-    options += ["--single-step-clustering", "-s", "7.5", "--max-seqs", "300", "--mask", "0"]
+    options += ["--single-step-clustering", "--max-seqs", "100", "--mask", "0"]
     if sequences.are_nucleotides:  # its own choices miss most pairs below 0.9
         options += ["--dbtype", "2", "-k", "8", "--spaced-kmer-mode", "0"]
         options += ["--min-ungapped-score", "0"]
