@@ -102,6 +102,7 @@ def test_gradients_equal_golden(fixture):
 
 @pytest.mark.parametrize("fixture", FM4BIOS, indirect=True)
 def test_parts_of_the_first_layer_equal_golden(fixture):
+    fixture.backbone.use_attention("sdpa")  # so that layers see the batch as it is
     layer, seen = fixture.backbone.encoder.encoder.layer[0], {}
     layer.ln.register_forward_hook(
         lambda _, given, __: seen.update(attention_block_output=given[0])

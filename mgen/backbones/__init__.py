@@ -44,6 +44,8 @@ class Backbone(Choice):
         dtype: number format of the weights
         quantise: keep frozen weights in 8 or 4 bits (CUDA, needs bitsandbytes)
         gradient_checkpointing: recompute activations in the backward pass to save memory
+        attention: sdpa pads rows, varlen (CUDA) and document pack them, auto takes what is fast
+        compile: compile the blocks with torch.compile, once for all lengths
         device_map: auto spreads the network over all devices of this process
         random_weights: the same network, untrained; nothing is downloaded
         revision: branch, tag or commit on the hub; none: the one listed for the name
@@ -63,6 +65,8 @@ class Backbone(Choice):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantise: Literal["", "8bit", "4bit"] = ""
     gradient_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "varlen", "document"] = "auto"
+    compile: bool = False
     device_map: Literal["", "auto"] = ""
     random_weights: bool = False
     revision: str = ""
@@ -109,6 +113,10 @@ class Backbone(Choice):
         is_shape = torch.get_default_device().type == "meta"
         if self.quantise and not (is_shape or torch.cuda.is_available()):
             raise InputError(f"--backbone.quantise {self.quantise} needs a CUDA device; drop it")
+        if self.attention == "varlen" and not (is_shape or torch.cuda.is_available()):
+            raise InputError(
+                "--backbone.attention varlen needs a CUDA device; drop it, or set it to document"
+            )
         if self.lora_targets and not (is_shape or self.is_random):
             with torch.device("meta"):  # a wrong target is found before weights are read
                 replace(self, random_weights=True).build()
@@ -128,8 +136,11 @@ class Backbone(Choice):
             memory.quantise(network, self.quantise)
         if self.lora_rank:
             lora.adapt(network, self)
+        network.use_attention(self.attention)
         if self.gradient_checkpointing:
             memory.recompute_blocks(network)
+        if self.compile and not is_shape:
+            memory.compile_blocks(network)
         return network
 
     def _of_run(self) -> SequenceBackbone:
@@ -137,11 +148,11 @@ class Backbone(Choice):
         from mgen.backbones.memory import cast
 
         settings = _settings(self.name)
-        reading = ("max_length", "truncate", "unknown", "as_written", "device_map")
+        reading = ("max_length", "truncate", "unknown", "as_written", "device_map", "attention")
         began = _began(settings)
         own = {"dropout"} & vars(began).keys()
         options = {name: getattr(self, name) for name in (*reading, *own)}
-        began = replace(began, gradient_checkpointing=False, **options)
+        began = replace(began, gradient_checkpointing=False, compile=False, **options)
         network = trained_backbone(self.name, began, settings["train"]["seed"])
         cast(network, self.dtype)
         return network

@@ -63,7 +63,7 @@ class HuggingFaceBackbone(SequenceBackbone):
         self.takes_mask = "attention_mask" in known and config.model_type not in LEAKS
         self.flags = {"use_cache": False} if "use_cache" in known else {}
         self.blocks = _blocks(self.encoder, self.num_layers)
-        self.set_aside = self._without_unread()
+        self.set_aside, self.reason = self._without_unread(), ""
 
     @classmethod
     def make_tokenizer(cls, choice, config_json, *, spaced, remote_code) -> HuggingFaceTokenizer:
@@ -133,6 +133,38 @@ class HuggingFaceBackbone(SequenceBackbone):
     @property
     def encoder(self) -> nn.Module:
         return self.model.base_model
+
+    def use_attention(self, back_end: str) -> None:
+        """`varlen` is transformers' flash_attention_2, which leaves padding out of attention.
+
+        `auto` takes it for weights in half precision on CUDA, where the flash-attn package is
+        installed. ModernBERT then leaves padding out of all its layers.
+        """
+        from transformers.utils import is_flash_attn_2_available
+
+        model, reason = self.model, ""
+        if back_end == "document":
+            raise InputError(
+                "--backbone.attention document is for mgen's own architectures; transformers' "
+                "models have sdpa, and varlen where flash-attn is installed"
+            )
+        if back_end == "sdpa" or not torch.cuda.is_available():
+            return
+        if not model._supports_flash_attn:
+            reason = f"{type(model).__name__} has no attention without padding"
+        elif not is_flash_attn_2_available():
+            reason = "attention without padding needs a package: pip install flash-attn"
+        elif back_end == "auto" and model.dtype == torch.float32:
+            reason = "attention without padding needs --backbone.dtype bfloat16"
+        if not reason:
+            model.set_attn_implementation("flash_attention_2")
+        elif back_end == "varlen":
+            raise InputError(f"--backbone.attention varlen: {reason}")
+        self.reason = reason
+
+    @property
+    def notice(self) -> str:
+        return self.reason
 
     @property
     def is_causal(self) -> bool:

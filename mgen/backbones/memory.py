@@ -99,6 +99,17 @@ def recompute_blocks(network: SequenceBackbone) -> None:
             block.forward = partial(_recomputed, block.forward)
 
 
+def compile_blocks(network: SequenceBackbone, compiler: str = "inductor") -> None:
+    """Compile each block with torch.compile, once whatever the number of rows and tokens.
+
+    Lengths are symbols in the compiled code. Past torch's limit of recompilations
+    (`torch._dynamo.config.recompile_limit`) a block runs as it is, which torch says.
+    """
+    for block in network.encoder.modules():
+        if isinstance(block, network.blocks):
+            block.compile(backend=compiler, dynamic=True)
+
+
 def _recomputed(forward, *inputs, **options):
     from torch.utils.checkpoint import checkpoint
 

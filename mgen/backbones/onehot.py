@@ -28,6 +28,8 @@ class OneHot(nn.Module):
         super().__init__()
         self.register_buffer("table", torch.eye(width), persistent=False)
 
+    notice = ""  # there is no attention
+
     def forward(self, ids: Tensor, mask: Tensor, collect: list | None = None) -> Tensor:
         hidden = F.embedding(ids, self.table)
         if collect is not None:

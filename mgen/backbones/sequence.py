@@ -105,6 +105,15 @@ class SequenceBackbone(nn.Module):
         """Published heads; their parameters train only if a task says so."""
         return []
 
+    def use_attention(self, back_end: str) -> None:
+        """Compute attention by `back_end` of `mgen.models.attention` from now on."""
+        self.encoder.attention = back_end
+
+    @property
+    def notice(self) -> str:
+        """Why the last batch was padded where it could have been packed; "" if it was not so."""
+        return self.encoder.notice
+
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Those that `decoder` alone has. Raises InputError where there is no such head."""
         hidden = torch.zeros(1, 1, self.width, device=self.device)

@@ -8,11 +8,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.config import InputError
-from mgen.models.attention import attend, attention_probabilities, rotate, split_heads
+from mgen.models.attention import (
+    Layout,
+    Padded,
+    attend,
+    attention_probabilities,
+    lay_out,
+    rotate,
+    split_heads,
+)
 
 Angles = tuple[Tensor, Tensor] | None
 
@@ -68,10 +77,10 @@ class SelfAttention(nn.Module):
         q, k = (split_heads(linear(h), self.heads) for linear in (self.query, self.key))
         return (rotate(q, *angles), rotate(k, *angles)) if angles else (q, k)
 
-    def forward(self, h: Tensor, key_mask: Tensor, angles: Angles) -> Tensor:
+    def forward(self, h: Tensor, layout: Layout, angles: Angles) -> Tensor:
         q, k = self.queries_and_keys(h, angles)
         v = split_heads(self.value(h), self.heads)
-        return attend(q, k, v, key_mask, self.dropout if self.training else 0.0)
+        return attend(q, k, v, layout, self.dropout if self.training else 0.0)
 
 
 class Attention(nn.Module):
@@ -88,8 +97,8 @@ class Attention(nn.Module):
     def normalise(self, x: Tensor) -> Tensor:
         return self.get_submodule(self.norm)(x)
 
-    def forward(self, h: Tensor, key_mask: Tensor, angles: Angles) -> Tensor:
-        return self.output.dense(self.self(h, key_mask, angles))
+    def forward(self, h: Tensor, layout: Layout, angles: Angles) -> Tensor:
+        return self.output.dense(self.self(h, layout, angles))
 
     def probabilities(self, x: Tensor, key_mask: Tensor, angles: Angles) -> Tensor:
         q, k = self.self.queries_and_keys(self.normalise(x), angles)
@@ -105,12 +114,12 @@ class Stack(nn.Module):
         self.norm = _add(self, norm)
 
     def forward(
-        self, x: Tensor, key_mask: Tensor, angles: Angles, collect: list | None = None
+        self, x: Tensor, layout: Layout, angles: Angles, collect: list | None = None
     ) -> Tensor:
         for layer in self.layer:
             if collect is not None:
                 collect.append(x)
-            x = layer(x, key_mask, angles)
+            x = layer(x, layout, angles)
         x = self.get_submodule(self.norm)(x)
         if collect is not None:
             collect.append(x)
@@ -123,7 +132,11 @@ class SequenceEncoder(nn.Module):
     `collect` receives N+1 tensors: the embeddings, the residual stream after every layer but the
     last, and the returned tensor. Values at padded positions mean nothing. A family gives `embed`
     (embeddings (B, L, D) and rotary angles), and `encoder`, a Stack; `inputs` are its own.
+    `attention` names the back end; layers see the tokens in its layout, callers never do.
     """
+
+    attention = "auto"
+    notice = ""  # why tokens are not packed, where they could be
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor, **inputs) -> tuple[Tensor, Angles]:
         raise NotImplementedError
@@ -132,7 +145,23 @@ class SequenceEncoder(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, collect: list | None = None, **inputs
     ) -> Tensor:
         x, angles = self.embed(input_ids, attention_mask, **inputs)
-        return self.encoder(x, attention_mask, angles, collect)
+        tokens = self.layout(attention_mask)
+        x, angles = tokens.pack(x), angles and tuple(map(tokens.angles, angles))
+        x = self.encoder(x, tokens, angles, collect)
+        if collect is not None:
+            collect[:] = map(tokens.unpack, collect)
+        return tokens.unpack(x)
+
+    def layout(self, attention_mask: Tensor) -> Layout:
+        """The layout of tokens that `attention_mask` (B, L) marks, by the back end chosen."""
+        inner = self.encoder.layer[0].attention.self
+        kind, dtype = attention_mask.device.type, self.embeddings.word_embeddings.weight.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        width = self.embeddings.word_embeddings.embedding_dim // inner.heads
+        dropout = inner.dropout if self.training else 0.0
+        found, self.notice = lay_out(attention_mask, self.attention, dtype, width, dropout)
+        return found
 
     def attention_maps(self, input_ids: Tensor, attention_mask: Tensor, **inputs) -> list[Tensor]:
         """The attention probabilities of every layer, each (B, H, L, L)."""
@@ -145,7 +174,7 @@ class SequenceEncoder(nn.Module):
         """Every layer with the residual stream (B, L, D) that enters it."""
         x, angles = self.embed(input_ids, attention_mask, **inputs)
         states: list[Tensor] = []
-        self.encoder(x, attention_mask, angles, states)
+        self.encoder(x, Padded(attention_mask), angles, states)
         return list(zip(self.encoder.layer, states, strict=False)), angles
 
 

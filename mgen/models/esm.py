@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.models.attention import Rotary, initialise
+from mgen.models.attention import Layout, Rotary, initialise
 from mgen.models.encoder import (
     Angles,
     Attention,
@@ -71,8 +71,8 @@ class Layer(nn.Module):
         self.output = Dense(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, key_mask: Tensor, angles: Angles) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention.normalise(x), key_mask, angles))
+    def forward(self, x: Tensor, layout: Layout, angles: Angles) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention.normalise(x), layout, angles))
         inner = F.gelu(self.intermediate.dense(self.LayerNorm(x)))
         return x + self.dropout(self.output.dense(inner))
 

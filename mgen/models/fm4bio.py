@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgen.config import InputError
-from mgen.models.attention import Rotary, initialise
+from mgen.models.attention import Layout, Padded, Rotary, initialise
 from mgen.models.encoder import Angles, SequenceEncoder, Stack
 from mgen.models.rnabert import Embeddings, Head, RNABertConfig
 
@@ -168,14 +168,14 @@ class Layer(nn.Module):
     def residual(self, x: Tensor, h: Tensor) -> Tensor:
         return x if self.alpha is None else self.alpha * h
 
-    def attended(self, x: Tensor, key_mask: Tensor, angles: Angles) -> Tensor:
+    def attended(self, x: Tensor, layout: Layout, angles: Angles) -> Tensor:
         h = self.attention.normalise(x)
-        return self.residual(x, h) + self.dropout(self.attention(h, key_mask, angles))
+        return self.residual(x, h) + self.dropout(self.attention(h, layout, angles))
 
-    def forward(self, x: Tensor, key_mask: Tensor, angles: Angles) -> Tensor:
-        x = self.attended(x, key_mask, angles)
+    def forward(self, x: Tensor, layout: Layout, angles: Angles) -> Tensor:
+        x = self.attended(x, layout, angles)
         h = self.ln(x)
-        return self.residual(x, h) + self.dropout(self.mlp(h, key_mask))
+        return self.residual(x, h) + self.dropout(self.mlp(h, layout.mask))
 
 
 class Encoder(SequenceEncoder):
@@ -216,7 +216,7 @@ class Encoder(SequenceEncoder):
             raise InputError("this model is dense: it has no experts to route to")
         pairs, angles = self.layers_and_inputs(input_ids, attention_mask, **inputs)
         return [
-            layer.mlp.scores(layer.ln(layer.attended(x, attention_mask, angles)))
+            layer.mlp.scores(layer.ln(layer.attended(x, Padded(attention_mask), angles)))
             for layer, x in pairs
         ]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgen.models.attention import NORMS, Rotary, initialise
+from mgen.models.attention import NORMS, Layout, Rotary, initialise
 from mgen.models.encoder import (
     Angles,
     Attention,
@@ -78,8 +78,8 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, key_mask: Tensor, angles: Angles) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention.normalise(x), key_mask, angles))
+    def forward(self, x: Tensor, layout: Layout, angles: Angles) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention.normalise(x), layout, angles))
         return x + self.dropout(self.mlp(self.ln(x)))
 
 
