@@ -1,6 +1,6 @@
 """One pass over rows without training: metrics, predictions or both; and what training shares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, plan
+from mgen.engine.memory import free, is_full, on_device, parts_of
 from mgen.metrics import results
 from mgen.predictions import BLOCK_TOKENS, Writer, blocks
-from mgen.report import progress
+from mgen.report import progress, warn
 from mgen.task import Task
 
 WORTH_WORKERS = 32  # fewer batches are made before worker processes have started and stopped
@@ -23,13 +24,6 @@ def summed(loss: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         losses, weights = (part.float() for part in loss)  # a sum in half precision is coarse
         return (losses * weights).sum(), weights.sum()
     return loss.float().sum(), torch.tensor(float(loss.numel()), device=loss.device)
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in batch.items()
-    }
 
 
 def batch_seed(seed: int, epoch: int, index: int) -> int:
@@ -75,26 +69,34 @@ def infer(
     total, weight, pieces, scores = 0.0, 0.0, [], []
     task.to(device).eval()
     workers = train.num_workers if len(todo) >= WORTH_WORKERS else 0
-    pin_memory = device.type == "cuda"
-    made = loader(rows, [b for _, b, _ in todo], task.collator(), workers, pin_memory)
+
+    def run(batch: dict[str, Any]) -> None:
+        """Add what one batch gives. Nothing is added if memory runs out."""
+        nonlocal total, weight
+        with accelerator.autocast():
+            outputs = task.averaged(batch)
+            part, count = summed(task.loss(outputs, batch)) if metrics else (None, None)
+        made = {"row": batch["row"], **task.predictions(outputs, batch)} if writer else {}
+        if metrics:
+            *compared, owner = (*task.scores(outputs, batch), None)[:3]
+            numbers = batch["row"] if owner is None else batch["row"][owner]
+            scores.append([numbers.cpu(), *(tensor.float().cpu() for tensor in compared)])
+            total, weight = total + part.item(), weight + count.item()
+        if writer:
+            pieces.append(made)
+
+    def load(batches: list[Batch], workers: int = 0) -> Iterator[dict[str, Any]]:
+        made = loader(rows, batches, task.collator(), workers, device.type == "cuda")
+        return on_device(made, device, ahead=workers > 0)
+
+    made = load([batch for _, batch, _ in todo], workers)
     with torch.inference_mode(), progress(split, len(todo)) as bar:
-        for done, ((block, _, last), batch) in enumerate(zip(todo, made, strict=True)):
+        for done, ((block, planned, last), batch) in enumerate(zip(todo, made, strict=True)):
             check()
-            batch = to_device(batch, device)
-            with accelerator.autocast():
-                outputs = task.averaged(batch)
-                if metrics:
-                    part, count = summed(task.loss(outputs, batch))
-                    total, weight = total + part.item(), weight + count.item()
-            if metrics:
-                *compared, owner = (*task.scores(outputs, batch), None)[:3]
-                numbers = batch["row"] if owner is None else batch["row"][owner]
-                scores.append([numbers.cpu(), *(tensor.float().cpu() for tensor in compared)])
-            if writer:
-                pieces.append({"row": batch["row"], **task.predictions(outputs, batch)})
-                if last:
-                    writer.write(block, in_order(pieces, rows, columns))
-                    pieces = []
+            in_parts(run, planned, batch, lambda part: next(load([part])))
+            if writer and last:
+                writer.write(block, in_order(pieces, rows, columns))
+                pieces = []
             bar(done + 1)
     if not metrics:
         return {}, []
@@ -109,6 +111,22 @@ def infer(
     for metric in metrics.values():
         metric.update(*compared)
     return {"loss": (sums[0] / sums[1]).item(), **results(metrics)}, compared
+
+
+def in_parts(
+    run: Callable[[dict], None], planned: Batch, batch: dict, load: Callable[[Batch], dict]
+) -> None:
+    """`run` of a batch, or where memory runs out of its halves, as `load` makes them."""
+    try:
+        return run(batch)
+    except RuntimeError as error:
+        if len(planned.rows) == 1 or not is_full(error):
+            raise
+    free()
+    warn(f"out of memory: a batch of {len(planned.rows)} rows is computed in two parts")
+    for part in parts_of(planned, 2):
+        in_parts(run, part, load(part), load)
+    return None
 
 
 def in_order(pieces: list[dict[str, Any]], rows, columns: tuple[str, ...]) -> dict[str, Any]:

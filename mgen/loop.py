@@ -25,7 +25,9 @@ from mgen import checkpoint
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, num_batches, plan
 from mgen.data.sampling import draw
-from mgen.infer import batch_seed, infer, nothing, summed, to_device
+from mgen.engine.memory import free, is_full, on_device, parts_of
+from mgen.engine.throughput import Work, speed
+from mgen.infer import batch_seed, infer, nothing, summed
 from mgen.report import console, number, progress, warn
 from mgen.task import Task
 from mgen.tuning import Tuning, check_rates, join, lr_factor
@@ -51,7 +53,7 @@ class Train:
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # of the learning rate
     warmup_steps: int = 0  # steps of linear warm-up
     warmup_ratio: float = 0.0  # the same as a share of all steps, if warmup_steps is 0
-    precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # mixed; auto: bf16 on GPUs with it
     seed: int = 42  # of weights, order and dropout
     workers: int = -1  # processes that read and tokenise; 0: none besides this; -1: by the cores
     eval_every: int = 0  # steps between evaluations; 0: after each epoch
@@ -70,6 +72,13 @@ class Train:
                     flag = f"--train.{name.replace('_', '-')}"
                     raise InputError(f"{flag} {item}: expected at least {least.get(name, 0)}")
         check_rates(self)
+
+    @property
+    def mixed_precision(self) -> str:
+        """`precision`, or what suits this machine."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
     @property
     def num_workers(self) -> int:
@@ -95,15 +104,24 @@ class State:
     worse: int = 0  # evaluations since the best one
     stopped: bool = False  # early, by patience
     processes: int = 1
+    parts: int = 1  # in which each batch is computed since memory ran out
     since_log: dict[str, float] = field(default_factory=dict)  # sums for the next log line
 
 
-class NotFinite(RuntimeError):
-    """Loss or gradient is not finite: the run stopped before the optimiser step."""
+class Stopped(RuntimeError):
+    """The run stopped before the optimiser step: it would do harm or cannot be made."""
 
 
-class NoGradient(NotFinite):
-    """A LoRA matrix does not learn: the run stopped before the optimiser step."""
+class NotFinite(Stopped):
+    """Loss or gradient is not finite."""
+
+
+class NoGradient(Stopped):
+    """A LoRA matrix does not learn."""
+
+
+class OutOfMemory(Stopped):
+    """Not even single rows fit, or processes wait for one that has no memory left."""
 
 
 class Interrupted(RuntimeError):
@@ -143,10 +161,10 @@ class Fit:
 
         self.task, self.rows, self.lengths, self.train = task, rows, lengths, train
         self.folder, self.checkpoints = folder, folder / "checkpoints"
-        self.accelerator = Accelerator(mixed_precision=train.precision)
+        self.accelerator = Accelerator(mixed_precision=train.mixed_precision)
         self.world = self.accelerator.num_processes
         self.state, self.saved = State(processes=self.world), (0, -1)
-        self.tuning = Tuning(task, train)
+        self.tuning, self.work = Tuning(task, train), Work(task)
         self.names = self.tuning.names
         self.fingerprint = checkpoint.fingerprint(task)
         self.total = train.max_steps or self.steps_of(train.epochs)
@@ -174,7 +192,7 @@ class Fit:
     def groups(self) -> Iterator[tuple[int, int, list[Batch]]]:
         """(epoch, batches of it used after this step, this process's batches), step by step."""
         per_step, rank = self.train.accumulate * self.world, self.accelerator.process_index
-        state, end = self.state.index, self.total - self.state.step
+        state, end, parts = self.state.index, self.total - self.state.step, self.state.parts
         for epoch in itertools.count(self.state.epoch):
             cut = self.plan(epoch)
             for start in range(state, len(cut), per_step):
@@ -188,9 +206,10 @@ class Fit:
                 # Every process takes as many batches: the missing ones count nothing.
                 filler = Batch(group[0].rows, group[0].seed, counts=False)
                 group += [filler] * (-len(group) % self.world)
+                group = [p for b in group[rank :: self.world] for p in parts_of(b, parts)]
                 after = min(start + per_step, len(cut))
                 last = after == len(cut)
-                yield epoch + last, 0 if last else after, group[rank :: self.world]
+                yield epoch + last, 0 if last else after, group
             state = 0
 
     def every_batch(self) -> Iterator[Batch]:
@@ -205,19 +224,27 @@ class Fit:
             self.train.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return (to_device(batch, self.accelerator.device) for batch in made)
+        # Made in this process, a batch borrows its random state: not while a step uses it.
+        return on_device(made, self.accelerator.device, ahead=self.train.num_workers > 0)
+
+    def stream(self) -> Iterator[tuple[int, int, list[Batch], list[dict]]]:
+        """`groups` with the batches made, from where the state stands."""
+        random_state = torch.get_rng_state()
+        made = self.load(batch for _, _, group in self.groups() for batch in group)
+        torch.set_rng_state(random_state)
+        for epoch, index, group in self.groups():
+            yield epoch, index, group, [next(made) for _ in group]
 
     # ------------------------------------------------------------- training
 
     def run(self) -> State:
         state, train = self.state, self.train
+        if (left := self.folder / "parts.json").exists():
+            state.parts = max(state.parts, json.loads(left.read_text())["parts"])
         console.print(f"training: {self.total} steps from step {state.step}")
         if state.step == 0 and state.evaluated < 0:
             self.task.initialise(lambda: self.load(self.every_batch()))
-        random_state = torch.get_rng_state()
-        batches = self.load(batch for _, _, group in self.groups() for batch in group)
-        torch.set_rng_state(random_state)
-        groups, clock = self.groups(), time.perf_counter()
+        stream, clock = self.stream(), time.perf_counter()
         self.task.train()
         with Signals() as signals, progress("fit", self.total, state.step) as bar:
             try:
@@ -231,8 +258,11 @@ class Fit:
                         break
                     self.check(signals)
                     self.unfreeze()
-                    epoch, index, group = next(groups)
-                    row = self.step(group, [next(batches) for _ in group])
+                    epoch, index, group, batches = next(stream)
+                    row = self.step(group, batches)
+                    if row is None:  # out of memory: the same step again, in more parts
+                        stream = self.stream()
+                        continue
                     state.step, state.epoch, state.index = state.step + 1, epoch, index
                     if state.step % train.log_every == 0 or state.step == self.total:
                         row, clock = self.log_train(row, clock)
@@ -252,31 +282,22 @@ class Fit:
             self.model, self.optimiser = joined
             self.task.train()
 
-    def step(self, group: list[Batch], batches: list[dict]) -> dict[str, float]:
-        """One optimiser step over `batches`; gradients are those of the mean over all that counts.
+    def step(self, group: list[Batch], batches: list[dict]) -> dict[str, float] | None:
+        """One optimiser step over `batches`; None if they did not fit into memory.
 
-        Raises NotFinite before the weights change.
+        Raises NotFinite before the weights change, OutOfMemory where smaller parts do not help.
         """
-        accelerator, train = self.accelerator, self.train
-        loss = count = unit = None
-        for i, (planned, batch) in enumerate(zip(group, batches, strict=True)):
-            last = i == len(group) - 1
-            with accelerator.no_sync(self.model) if not last else nullcontext():
-                with accelerator.autocast():
-                    part, number_ = summed(self.task.loss(self.model(batch), batch))
-                if not planned.counts:
-                    part, number_ = part * 0, number_ * 0
-                number_ = accelerator.reduce(number_) if self.world > 1 else number_
-                # One scale for all; of the right size, so that half-precision gradients fit.
-                unit = torch.where(number_ > 0, number_, 1.0) if unit is None else unit
-                accelerator.backward(part / unit)
-            part = part.detach()
-            loss, count = (part, number_) if loss is None else (loss + part, count + number_)
-        # So far: gradients of sum / unit, averaged over processes. Wanted: of sum / count.
-        if self.world > 1 or len(group) > 1:
-            for parameter in self.names:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self.world * unit / count)
+        accelerator, train, loss = self.accelerator, self.train, None
+        try:
+            loss, count = self.gradients(group, batches)
+        except Stopped:
+            raise
+        except RuntimeError as error:
+            if not is_full(error):
+                raise
+        if loss is None:  # the error held on to what filled the memory
+            self.halve(group)
+            return None
         norm = accelerator.clip_grad_norm_(self.names, train.clip or math.inf)
         loss = accelerator.reduce(loss) if self.world > 1 else loss
         finite = torch.isfinite(loss) and (accelerator.scaler or torch.isfinite(norm))
@@ -299,6 +320,79 @@ class Fit:
         }.items():
             since[key] = since.get(key, 0.0) + value
         return {**rates, "grad_norm": norm.item()}
+
+    def gradients(self, group: list[Batch], batches: list[dict]) -> tuple[Tensor, Tensor]:
+        """Sum of the losses and what it counts, over all processes for the latter.
+
+        Leaves the gradients of the mean over all that counts.
+        """
+        accelerator, loss, count, unit = self.accelerator, 0.0, 0.0, None
+        for i, (planned, batch) in enumerate(zip(group, batches, strict=True)):
+            last = i == len(group) - 1
+            with accelerator.no_sync(self.model) if not last else nullcontext():
+                part, number_ = self.forward(planned, batch)
+                # One scale for all; of the right size, so that half-precision gradients fit.
+                unit = torch.where(number_ > 0, number_, 1.0) if unit is None else unit
+                try:
+                    accelerator.backward(part / unit)
+                except RuntimeError as error:
+                    if self.world > 1 and is_full(error):
+                        raise OutOfMemory(self.full()) from None
+                    raise
+            loss, count = loss + part.detach(), count + number_
+        # So far: gradients of sum / unit, averaged over processes. Wanted: of sum / count.
+        if self.world > 1 or len(group) > 1:
+            for parameter in self.names:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.world * unit / count)
+        return loss, count
+
+    def forward(self, planned: Batch, batch: dict) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of a batch, and what all processes' batches of this place count."""
+        part = None
+        try:
+            with self.accelerator.autocast():
+                part, count = summed(self.task.loss(self.model(batch), batch))
+        except RuntimeError as error:
+            if self.world == 1 or not is_full(error):
+                raise
+        if part is None:
+            count = torch.full((), math.inf, device=self.accelerator.device)
+        elif not planned.counts:
+            part, count = part * 0, count * 0
+        if self.world > 1:
+            count = self.accelerator.reduce(count)
+            if count.isinf():  # all processes turn back at the same place
+                raise torch.OutOfMemoryError("a process has no memory left")
+        return part, count
+
+    def halve(self, group: list[Batch]) -> None:
+        """Compute batches in twice as many parts from now on. Raises OutOfMemory at single ones."""
+        state = self.state
+        self.optimiser.zero_grad()
+        free()
+        rows = torch.tensor([max(len(b.rows) for b in group)], device=self.accelerator.device)
+        if self.accelerator.gather(rows).max() == 1:
+            longest = max(int(self.lengths[list(batch.rows)].max()) for batch in group)
+            raise OutOfMemory(
+                f"step {state.step + 1}: out of memory with single rows of up to {longest:,} "
+                "tokens. Set --backbone.gradient-checkpointing, --backbone.lora-rank or a smaller "
+                "--backbone.max-length, or use a device with more memory"
+            )
+        state.parts *= 2
+        warn(
+            f"step {state.step + 1}: out of memory. Each batch is computed in {state.parts} parts "
+            "from here on, which gives the same steps; --estimate says what would fit"
+        )
+
+    def full(self) -> str:
+        """What to say, and to leave for the next start, where the other processes wait for us."""
+        checkpoint.write_json(self.folder / "parts.json", {"parts": 2 * self.state.parts})
+        return (
+            f"step {self.state.step + 1}: process {self.accelerator.process_index} ran out of "
+            "memory in the backward pass. Start again with --resume: batches are then computed in "
+            f"{2 * self.state.parts} parts"
+        )
 
     def check(self, signals: Signals) -> None:
         """Raises Interrupted, in all processes at the same step, if a signal came to any."""
@@ -360,7 +454,8 @@ class Fit:
 
     def log_train(self, row: dict, clock: float) -> tuple[dict, float]:
         """Write the mean since the last line; times and rates in a field of their own."""
-        since, now = self.state.since_log, time.perf_counter()
+        since, now, device = self.state.since_log, time.perf_counter(), self.accelerator.device
+        half = self.train.mixed_precision != "no"
         self.state.since_log = {}
         row = {
             "step": self.state.step,
@@ -373,6 +468,7 @@ class Fit:
             "time": {
                 "seconds": round(now - clock, 4),
                 "tokens_per_second": round(since["tokens"] / max(now - clock, 1e-9)),
+                **speed(self.work.taken(), now - clock, device, half),
             },
         }
         self.log(row)

@@ -21,7 +21,7 @@ from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plai
 from mgen.data.splitting.assigning import used_rows
 from mgen.ensemble import Ensemble
 from mgen.infer import infer
-from mgen.loop import Fit, Interrupted, NotFinite, Signals, Train
+from mgen.loop import Fit, Interrupted, Signals, Stopped, Train
 from mgen.predictions import Writer
 from mgen.report import console, fail, metric_table, warn
 from mgen.runs import (
@@ -66,7 +66,8 @@ class Launch:
 def run(task_type: type[Task], config_type: type, argv: list[str] | None = None) -> None:
     """Do what the command line asks of a recipe and leave with the exit code that says how it went.
 
-    0 done; 2 wrong input; 70 stopped on a loss or gradient that is not finite; 130 and 143 stopped
+    0 done; 2 wrong input; 70 stopped on a loss or gradient that is not finite, or on one row that
+    does not fit into memory; 130 and 143 stopped
     by SIGINT and SIGTERM, progress saved. The verb comes first: fit (default), validate, test or
     predict.
     """
@@ -75,7 +76,7 @@ def run(task_type: type[Task], config_type: type, argv: list[str] | None = None)
     except InputError as error:
         fail("error", str(error))
         code = DATA_ERROR
-    except NotFinite as error:
+    except Stopped as error:
         fail("stopped", str(error))
         code = NONSENSE
     except Interrupted as error:
@@ -244,7 +245,7 @@ class Session:
         """Take this process's place among those of the launcher; only the first one talks."""
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(mixed_precision=self.cfg.train.precision)
+        self.accelerator = Accelerator(mixed_precision=self.cfg.train.mixed_precision)
         self.is_main = self.accelerator.is_main_process
         console.quiet = not self.is_main
 

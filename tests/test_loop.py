@@ -470,7 +470,7 @@ def test_metrics_hold_training_evaluations_and_the_test(tmp_path):
     assert test[0]["step"] == json.loads((folder / "results.json").read_text())["best_step"]
     assert {"loss", "pearson", "spearman", "mae"} <= valid[0].keys() & test[0].keys()
     assert {"loss", "lr", "grad_norm", "tokens", "padding", "time"} <= train[0].keys()
-    assert {"seconds", "tokens_per_second"} == train[0]["time"].keys()
+    assert {"seconds", "tokens_per_second", "tflops", "peak_memory_gb"} == train[0]["time"].keys()
 
 
 def test_the_validation_loss_is_the_mean_over_rows_whatever_the_batches(tmp_path):

@@ -72,6 +72,10 @@ class FM4BioBackbone(SequenceBackbone):
     def heads(self) -> list[nn.Module]:
         return [head for head in (self.model.cls, self.model.output_embed) if head is not None]
 
+    def share(self, name: str) -> float:
+        is_expert = self.config.moe and name.startswith("mlp.dense_")
+        return self.config.experts_per_token / self.config.num_experts if is_expert else 1.0
+
     def decoder(self, hidden: Tensor) -> Tensor:
         if not self.model.has_head:
             return super().decoder(hidden)

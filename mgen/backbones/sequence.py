@@ -5,7 +5,7 @@ Shapes: B sequences, L tokens, D width, V vocabulary, N sequences of `embed`.
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -104,6 +104,23 @@ class SequenceBackbone(nn.Module):
     def heads(self) -> list[nn.Module]:
         """Published heads; their parameters train only if a task says so."""
         return []
+
+    def matrices(self) -> Iterator[tuple[int, float, bool]]:
+        """Of each matrix of the blocks: entries, share of the tokens it sees, whether it trains."""
+        for block in self.encoder.modules():
+            if isinstance(block, self.blocks):
+                for name, weight in block.named_parameters():
+                    part = block.get_submodule(name.rpartition(".")[0])
+                    if isinstance(part, nn.Linear) and weight is part.weight:
+                        # Quantised weights have a shape of their own.
+                        size = part.in_features * part.out_features
+                        yield size, self.share(name), weight.requires_grad
+                    elif weight.ndim == 2 and not isinstance(part, nn.Embedding):
+                        yield weight.numel(), self.share(name), weight.requires_grad
+
+    def share(self, name: str) -> float:
+        """The share of the tokens that go through the part `name` of a block."""
+        return 1.0
 
     def use_attention(self, back_end: str) -> None:
         """Compute attention by `back_end` of `mgen.models.attention` from now on."""
