@@ -26,6 +26,7 @@ from mgen.config import InputError
 from mgen.data.batches import Batch, loader, num_batches, plan
 from mgen.data.sampling import draw
 from mgen.engine.memory import free, is_full, on_device, parts_of
+from mgen.engine.profiling import traced
 from mgen.engine.throughput import Work, speed
 from mgen.infer import batch_seed, infer, nothing, summed
 from mgen.report import console, number, progress, warn
@@ -156,13 +157,22 @@ class Signals:
 class Fit:
     """One training run in `folder`: `run()` trains from where the state stands to the end."""
 
-    def __init__(self, task: Task, rows, lengths: np.ndarray, train: Train, folder: Path) -> None:
+    def __init__(
+        self,
+        task: Task,
+        rows,
+        lengths: np.ndarray,
+        train: Train,
+        folder: Path,
+        profile: bool = False,
+    ) -> None:
         from accelerate import Accelerator
 
         self.task, self.rows, self.lengths, self.train = task, rows, lengths, train
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         self.accelerator = Accelerator(mixed_precision=train.mixed_precision)
         self.world = self.accelerator.num_processes
+        self.profile = profile and self.accelerator.is_main_process
         self.state, self.saved = State(processes=self.world), (0, -1)
         self.tuning, self.work = Tuning(task, train), Work(task)
         self.names = self.tuning.names
@@ -246,7 +256,8 @@ class Fit:
             self.task.initialise(lambda: self.load(self.every_batch()))
         stream, clock = self.stream(), time.perf_counter()
         self.task.train()
-        with Signals() as signals, progress("fit", self.total, state.step) as bar:
+        trace = traced(self.folder / "profile" / "fit.json.gz", self.profile)
+        with Signals() as signals, progress("fit", self.total, state.step) as bar, trace as tick:
             try:
                 while True:
                     if self.due() and state.evaluated != state.step:
@@ -260,6 +271,7 @@ class Fit:
                     self.unfreeze()
                     epoch, index, group, batches = next(stream)
                     row = self.step(group, batches)
+                    tick()
                     if row is None:  # out of memory: the same step again, in more parts
                         stream = self.stream()
                         continue

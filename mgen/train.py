@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from mgen import calibration, checkpoint, ensemble, tuning
 from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.data.splitting.assigning import used_rows
+from mgen.engine.estimate import estimate
+from mgen.engine.profiling import traced
 from mgen.ensemble import Ensemble
 from mgen.infer import infer
 from mgen.loop import Fit, Interrupted, Signals, Stopped, Train
 from mgen.predictions import Writer
-from mgen.report import console, fail, metric_table, warn
+from mgen.report import console, fail, metric_table, print_table, warn
 from mgen.runs import (
     checkpoint_of,
     environment,
@@ -59,6 +62,10 @@ class Launch:
     calibrated: bool = False  # use calibration.json: temperature, thresholds; validate: measure it
     threshold: Literal["mcc", "f1", "balanced_accuracy"] = "mcc"  # what --calibrated maximises
     interval: float = 0.0  # share of rows that intervals of numbers shall hold; 0: no intervals
+    profile: bool = False  # trace a few steps into the run's folder profile/
+    estimate: bool = (
+        False  # make a few steps, say what memory and time the run will need, then stop
+    )
     check: bool = False  # check data, backbone and task, say what the splits leak, then stop
     dry_run: bool = False  # print the settings, sizes and one batch's shapes, then stop
 
@@ -293,11 +300,15 @@ class Session:
             writer.start(fresh=scored)
         accelerator.wait_for_everyone()
         metrics = self.model.metrics() if scored else None
-        with Signals() as signals:
+        wanted = launch.profile and self.verb != "fit" and self.is_main
+        with (
+            Signals() as signals,
+            traced(folder / "profile" / f"{self.verb}.json.gz", wanted) as tick,
+        ):
             values, compared = infer(
                 self.model, self.rows, split, self.task.lengths, self.cfg.train, accelerator,
-                metrics=metrics, writer=writer, columns=launch.columns, check=signals.check,
-                block_tokens=self.task.block_tokens,
+                metrics=metrics, writer=writer, columns=launch.columns,
+                check=lambda: (signals.check(), tick()), block_tokens=self.task.block_tokens,
             )  # fmt: skip
         accelerator.wait_for_everyone()
         files = [file]
@@ -327,6 +338,8 @@ def _fit(session: Session) -> int:
             )
     if launch.check:
         return _check(session)
+    if launch.estimate:
+        return _estimate(session)
     folder, resumed = run_folder(to_yaml(session.cfg), launch, session.recipe, session.rows)
     if (folder / "results.json").exists():
         console.print(f"{folder} is finished; results.json holds its metrics")
@@ -340,7 +353,7 @@ def _fit(session: Session) -> int:
         console.print(f"run directory: {folder}")
         try:
             session.weights()
-            fit = Fit(task, session.rows, task.lengths, cfg.train, folder)
+            fit = Fit(task, session.rows, task.lengths, cfg.train, folder, launch.profile)
         except InputError:
             if session.is_main and not resumed:
                 shutil.rmtree(folder)
@@ -370,6 +383,8 @@ def _fit(session: Session) -> int:
 def _apply(session: Session) -> int:
     """validate, test and predict: a run's weights, or a backbone as it is, on rows."""
     launch, verb = session.launch, session.verb
+    if launch.estimate:
+        raise InputError(f"--estimate is about training steps, which {verb} has none of; drop it")
     session.read((session.split,))
     if launch.dry_run:
         return _dry_run(session)
@@ -472,6 +487,15 @@ def _check(session: Session) -> int:
     first = f", with {doubts} doubt{'s' * (doubts > 1)}: look at these first" if doubts else ""
     files = ", ".join(rows.names)
     console.print(f"{session.recipe} and {named} accept {count:,} rows of {files}{first}")
+    return 0
+
+
+def _estimate(session: Session) -> int:
+    """Make steps of the run in a folder that is thrown away."""
+    session.weights()
+    with tempfile.TemporaryDirectory() as folder:
+        fit = Fit(session.task, session.rows, session.task.lengths, session.cfg.train, Path(folder))
+        print_table("", estimate(fit))
     return 0
 
 

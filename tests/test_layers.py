@@ -55,6 +55,7 @@ LAYERS = {
     },
     "train": {
         "audit",
+        "engine",
         "calibration",
         "ensemble",
         "tuning",
