@@ -23,6 +23,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import tyro
 
 FORMAT = 1  # version of config.yaml
+NOT_SAVED = {"saved": False}  # metadata of a field that is about this machine, not about results
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -221,9 +222,10 @@ def to_yaml(config: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, all the way down."""
+    """Dataclasses as dicts without the fields that are NOT_SAVED, tuples as lists, all the way."""
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        saved = [f.name for f in dataclasses.fields(value) if f.metadata.get("saved", True)]
+        return {name: plain(getattr(value, name)) for name in saved}
     return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 

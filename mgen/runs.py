@@ -36,6 +36,11 @@ def existing_run(
     if not (folder / "config.yaml").stat().st_size:
         raise InputError(f"--run {path}: damaged, its config.yaml is empty")
     chosen = [c for n, c in saved_settings(folder).items() if n.startswith("backbone")]
+    if any(isinstance(choice, dict) and choice.get("cache") for choice in chosen):
+        raise InputError(
+            f"--run {path}: its config.yaml names a folder to write to (backbone.cache), which no "
+            "run saves. Take that line out, and set --backbone.cache yourself"
+        )
     has_code = any(isinstance(choice, dict) and choice.get("remote_code") for choice in chosen)
     if has_code and fetched:
         raise InputError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mgen.adapters.conditional import ConditionalLM
+from mgen.adapters.pooling import POOLS
 from mgen.adapters.published import LMHead
 from mgen.config import InputError, flags_of
 from mgen.data.inputs.views import check_views, drawn, fixed
@@ -62,6 +63,12 @@ class Task(nn.Module):
             with flags_of(name):
                 setattr(self, name, getattr(self.cfg, name).build())
         self.build()
+        if self.backbone.cache and (name := self.pooling()):
+            counted = "special tokens too" if self.cfg.special_tokens else "no special tokens"
+            pool = POOLS[name]
+            self.backbone.cache.pool_by(
+                lambda hidden, batch: pool(hidden, self._counted(batch)), f"{name}, {counted}"
+            )
 
     @property
     def backbones(self) -> dict[str, nn.Module]:
@@ -97,16 +104,34 @@ class Task(nn.Module):
         return _Collate(type(self), light, training)
 
     def pooled(self, batch: dict[str, Tensor]) -> Tensor:
-        """The tokens (B, L) that pooling counts: all but padding, special ones on request."""
+        """The tokens (B, L) that pooling counts: all but padding, special ones on request.
+
+        (B, 1) where a cache has pooled them already.
+        """
+        if self.backbone.cache and self.backbone.cache.pool:
+            return torch.ones_like(batch["attention_mask"][:, :1])
+        return self._counted(batch)
+
+    def _counted(self, batch: dict[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"]
         return mask if self.cfg.special_tokens else mask * (1 - batch["special_tokens_mask"])
 
     def check_use(self, rows, splits: tuple[str, ...]) -> list[str]:
         """Check which view of a row is seen, and how often training draws it; sets `weights`.
 
-        Returns what should be said aloud. Raises InputError.
+        Also whether outputs of the backbones may be kept. Returns what should be said aloud. Raises
+        InputError.
         """
         training = "train" in splits
+        for name in self.tokenizers:
+            choice, adapter = getattr(self.cfg, name), vars(self.cfg).get("adapter")
+            with flags_of(name):
+                choice.check_cache(training)
+            if choice.cache and adapter and vars(adapter).get("as_published"):
+                raise InputError(
+                    f"--adapter.as_published reads what the backbone leaves at padding, which "
+                    f"--{name}.cache does not keep; drop one of them"
+                )
         self.weights = sampling_weights(rows) if training else None
         notes = check_views(rows, self.tokenizer, self.views, training)
         if self.weights is not None:
@@ -184,6 +209,13 @@ class Task(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
+
+    def pooling(self) -> str:
+        """How `forward` pools the tokens that `pooled` counts: a name of `POOLS`.
+
+        "" if it does anything else with what the backbone gives: that is kept whole then.
+        """
+        return ""
 
     def initialise(self, batches) -> None:
         """Data-dependent start before step 1; `batches()` iterates over the training batches."""

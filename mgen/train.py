@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -255,6 +256,13 @@ class Session:
         self.accelerator = Accelerator(mixed_precision=self.cfg.train.mixed_precision)
         self.is_main = self.accelerator.is_main_process
         console.quiet = not self.is_main
+        kind = self.accelerator.distributed_type.value
+        chosen = {name: getattr(self.cfg, name).cache for name in self.task.tokenizers}
+        if any(chosen.values()) and kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise InputError(
+                f"--backbone.cache: a model sharded by {kind} computes in all processes or none, "
+                "but what is kept differs between them; drop it, or use plain DDP"
+            )
 
     def weights(self) -> None:
         """Make the task's weights: those of the backbone, and the seed's."""
@@ -265,6 +273,18 @@ class Session:
         trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad)
         learning = f", of which {trained:,} train" if self.verb == "fit" else ""
         console.print(f"parameters: {count:,}{learning}")
+
+    def say_cached(self) -> None:
+        """How many outputs of backbones were looked up, over all processes."""
+        for name, backbone in self.task.backbones.items():
+            if not backbone.cache:
+                continue
+            counts = backbone.cache.counts
+            if self.accelerator.num_processes > 1:
+                from accelerate.utils import gather_object
+
+                counts = sum(gather_object([counts]), Counter())
+            console.print(f"{name}.cache: {backbone.cache.summary(counts)}")
 
     def load(self, path: Path) -> None:
         """Put a checkpoint's weights into the task."""
@@ -376,6 +396,7 @@ def _fit(session: Session) -> int:
             console.print("no test rows: nothing to test on")
         if session.is_main:
             checkpoint.write_json(folder / "results.json", report)
+    session.say_cached()
     console.print("files:", *(f"  {file}" for file in [*files, folder / "metrics.jsonl"]), sep="\n")
     return 0
 
@@ -421,6 +442,7 @@ def _apply(session: Session) -> int:
                 checkpoint.write_json(files[-1], values)
         if session.is_main and not launch.run:
             checkpoint.write_json(folder / "results.json", {"rows": len(session.rows)})
+    session.say_cached()
     console.print(f"{len(session.rows.splits[session.split]):,} rows. files:")
     console.print(*(f"  {file}" for file in files), sep="\n")
     return 0

@@ -64,6 +64,10 @@ class Embed(Task):
             numbers = max(1, self.backbone.width * len(self.layers))
             self.block_tokens = min(BLOCK_TOKENS, max(1, BLOCK_NUMBERS // numbers))
 
+    def pooling(self) -> str:
+        is_last = self.layers == [self.backbone.num_layers]
+        return self.cfg.pool if is_last and self.cfg.pool != "none" else ""
+
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
         return self.backbone.tokenize(self.cfg.data.inputs(rows))
 

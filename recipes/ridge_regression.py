@@ -59,6 +59,9 @@ class RidgeRegression(Task):
         width = self.backbone.width * (self.length if self.cfg.pool == "flatten" else 1)
         self.head = nn.Linear(width, len(self.cfg.data.y_cols))
 
+    def pooling(self) -> str:
+        return "" if self.cfg.pool == "flatten" else self.cfg.pool
+
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
         batch = self.backbone.tokenize(self.cfg.data.inputs(rows))
         labels = self.cfg.data.labels(rows)

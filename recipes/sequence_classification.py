@@ -59,6 +59,9 @@ class SequenceClassification(Task):
         outputs = len(self.facts["classes"])
         self.head = self.make_head(outputs)
 
+    def pooling(self) -> str:
+        return self.cfg.adapter.pools
+
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
         batch = self.backbone.tokenize(self.cfg.data.inputs(rows))
         labels = targets(rows, self.cfg.data.y_cols, self.facts["classes"], self.cfg.multilabel)

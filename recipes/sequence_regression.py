@@ -51,6 +51,9 @@ class SequenceRegression(Task):
         outputs = len(self.cfg.data.y_cols)
         self.head = self.make_head(outputs)
 
+    def pooling(self) -> str:
+        return self.cfg.adapter.pools
+
     def collate(self, rows: list[dict]) -> dict[str, Tensor]:
         batch = self.backbone.tokenize(self.cfg.data.inputs(rows))
         labels = self.cfg.data.labels(rows)  # (B, K), None when unlabelled rows are predicted

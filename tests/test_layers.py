@@ -19,7 +19,7 @@ LAYERS = {
     "models": {"config"},
     "adapters": {"config"},
     "io": {"config"},
-    "backbones": {"models", "io", "checkpoint", "config"},
+    "backbones": {"models", "io", "checkpoint", "config", "report"},
     "data": {"io", "config"},
     "checkpoint": {"config"},
     "predictions": {"checkpoint", "config"},

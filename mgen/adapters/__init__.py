@@ -40,6 +40,12 @@ class Adapter(Choice):
         """Whether it has one weight per position, and so needs rows of one length."""
         return "per position" in ADAPTERS.facts[self.name]
 
+    @property
+    def pools(self) -> str:
+        """ "mean", "max" or "cls" if it reads nothing but this one vector of a row, else ""."""
+        facts = ADAPTERS.facts[self.name]
+        return next((fact.removeprefix("pools ") for fact in facts if "pools " in fact), "")
+
     def check_gives(self, level: str) -> None:
         """Raise InputError unless the adapter can be built and has outputs "per token", "per pair".
 

@@ -43,6 +43,9 @@ def cls_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return hidden[:, 0].float()
 
 
+POOLS = {"mean": mean_pool, "max": max_pool, "cls": cls_pool}
+
+
 def flatten(hidden: Tensor, mask: Tensor | None, length: int) -> Tensor:
     """All positions that count, side by side: (B, L, D) -> (B, length * D), position-major.
 
@@ -138,21 +141,21 @@ def share_option_help(cls: type, source: type) -> None:
     cls.__doc__ = f"{doc}{own}\n{args}"
 
 
-@ADAPTERS.register("linear_cls", "reads start")
+@ADAPTERS.register("linear_cls", "reads start", "pools cls")
 class LinearCLS(PooledLinear):
     """First position, then linear. Equals the published LinearCLSAdapter."""
 
     pool = staticmethod(cls_pool)
 
 
-@ADAPTERS.register("mean_pool_linear")
+@ADAPTERS.register("mean_pool_linear", "pools mean")
 class MeanPoolLinear(PooledLinear):
     """Mean over tokens, then linear. Equals the published LinearMeanPoolAdapter."""
 
     pool = staticmethod(mean_pool)
 
 
-@ADAPTERS.register("max_pool_linear")
+@ADAPTERS.register("max_pool_linear", "pools max")
 class MaxPoolLinear(PooledLinear):
     """Maximum over tokens, then linear. Equals the published LinearMaxPoolAdapter.
 
@@ -162,21 +165,21 @@ class MaxPoolLinear(PooledLinear):
     pool = staticmethod(max_pool)
 
 
-@ADAPTERS.register("cls_mlp", "reads start")
+@ADAPTERS.register("cls_mlp", "reads start", "pools cls")
 class CLSMLP(PooledMLP):
     """First position, then an MLP. Equals the published MLPPoolAdapter with cls_pooling."""
 
     pool = staticmethod(cls_pool)
 
 
-@ADAPTERS.register("mean_pool_mlp")
+@ADAPTERS.register("mean_pool_mlp", "pools mean")
 class MeanPoolMLP(PooledMLP):
     """Mean over tokens, then an MLP. Equals the published MLPPoolAdapter with mean_pooling."""
 
     pool = staticmethod(mean_pool)
 
 
-@ADAPTERS.register("max_pool_mlp")
+@ADAPTERS.register("max_pool_mlp", "pools max")
 class MaxPoolMLP(PooledMLP):
     """Maximum over tokens, then an MLP. No published class: MLPPoolAdapter with another pool."""
 

@@ -41,7 +41,7 @@ class LMHead(nn.Module):
         return logits
 
 
-@ADAPTERS.register("mean_pool_dense_tanh")
+@ADAPTERS.register("mean_pool_dense_tanh", "pools mean")
 class MeanPoolDenseTanh(nn.Module):
     """Mean over tokens, dense, tanh, linear: the classifier of AIDO.DNA and AIDO.RNA.
 
@@ -76,7 +76,7 @@ class MeanPoolDenseTanh(nn.Module):
         return self.out_proj(torch.tanh(self.dense(self.dropout(vector))))
 
 
-@ADAPTERS.register("cls_dense_tanh", "reads start")
+@ADAPTERS.register("cls_dense_tanh", "reads start", "pools cls")
 class CLSDenseTanh(MeanPoolDenseTanh):
     """First position, dense, tanh, linear: the classifier of AIDO.DNA and AIDO.RNA, cls_pooling."""
 
@@ -114,7 +114,7 @@ class TokenFFN(nn.Module):
         return self.out_proj(self.dropout(self.activation(inner)))
 
 
-@ADAPTERS.register("mean_pool_ffn")
+@ADAPTERS.register("mean_pool_ffn", "pools mean")
 class MeanPoolFFN(TokenFFN):
     """Mean over tokens, ffn, activation, linear: AIDO.Protein's sequence head. (B, L, D) -> (B, K).
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import math
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mgen.backbones.zoo import ZOO, find
-from mgen.config import Choice, InputError, Registry, nearest
+from mgen.config import NOT_SAVED, Choice, InputError, Registry, nearest
 
 if TYPE_CHECKING:
     from mgen.backbones.sequence import SequenceBackbone
@@ -49,6 +49,9 @@ class Backbone(Choice):
         device_map: auto spreads the network over all devices of this process
         random_weights: the same network, untrained; nothing is downloaded
         revision: branch, tag or commit on the hub; none: the one listed for the name
+        cache: folder that keeps the outputs of frozen weights, so that none is computed twice
+        cache_dtype: number format of outputs in the cache
+        cache_gb: most gigabytes of the cache; the least recently used go first; 0: no limit
     """
 
     frozen: bool = False
@@ -70,6 +73,9 @@ class Backbone(Choice):
     device_map: Literal["", "auto"] = ""
     random_weights: bool = False
     revision: str = ""
+    cache: str = field(default="", metadata=NOT_SAVED)
+    cache_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    cache_gb: float = field(default=50.0, metadata=NOT_SAVED)
 
     @property
     def source(self) -> str:
@@ -120,7 +126,11 @@ class Backbone(Choice):
         if self.lora_targets and not (is_shape or self.is_random):
             with torch.device("meta"):  # a wrong target is found before weights are read
                 replace(self, random_weights=True).build()
-        choice = _base(self)
+        choice, cache = _base(self), None
+        if self.cache and not is_shape:
+            from mgen.backbones.cache import OutputCache
+
+            cache = OutputCache(self)  # a folder that cannot be used is found before weights are
         wrapper, options = BACKBONES.construct(choice)
         config_json = choice._config_json()
         tokenizer = wrapper.make_tokenizer(choice, config_json, **options)
@@ -141,7 +151,26 @@ class Backbone(Choice):
             memory.recompute_blocks(network)
         if self.compile and not is_shape:
             memory.compile_blocks(network)
+        network.cache = cache
         return network
+
+    def check_cache(self, training: bool) -> None:
+        """Raise InputError where outputs cannot be kept, or were and now would not be rounded."""
+        if self.cache and training and not self.frozen:
+            raise InputError(
+                f"--backbone.cache {self.cache}: the outputs of a backbone that trains cannot be "
+                "kept. Set --backbone.frozen, or drop --backbone.cache"
+            )
+        if self.cache and vars(self).get("remote_code"):
+            raise InputError(
+                "--backbone.cache: a checkpoint's own code may change unseen, and outputs kept of "
+                "it be wrong. Drop --backbone.cache"
+            )
+        if training and not self.cache and self.cache_dtype != "float32":
+            raise InputError(
+                f"--backbone.cache-dtype {self.cache_dtype} rounds what a cache keeps; name its "
+                "folder with --backbone.cache (a run does not save that)"
+            )
 
     def _of_run(self) -> SequenceBackbone:
         from mgen.backbones.handover import trained_backbone

@@ -94,6 +94,15 @@ class FM4BioBackbone(SequenceBackbone):
         length = batch["input_ids"].shape[1]
         return [scores[:, :length] for scores in self.encoder.router_logits(**self._inputs(batch))]
 
+    def row_inputs(self, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        found = super().row_inputs(batch)
+        if not self.config.has_rows:
+            return found
+        query, context = batch["attention_mask"], batch["context_mask"]
+        of_query, of_context = batch["position_ids"].mT.split((query.shape[1], context.shape[1]), 1)
+        found += [(batch["context_ids"], context), (of_query, query), (of_context, context)]
+        return found + [(batch["structure"], query)] * bool(self.config.str_embedding_in)
+
     def _inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the encoder reads: under rope_2d the query and its context side by side."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

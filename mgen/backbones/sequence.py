@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from mgen.backbones.tokenizer import Tokenizer
 from mgen.backbones.zoo import find
 from mgen.config import InputError
 from mgen.io.weights import Stored, fetch, list_weights, load_state
+
+if TYPE_CHECKING:
+    from mgen.backbones.cache import OutputCache
 
 Pool = Literal["mean", "cls", "max", "none"]
 HEAD = "classifier."  # where published checkpoints keep the head of a classification task
@@ -47,6 +50,7 @@ class SequenceBackbone(nn.Module):
         self.config_json: dict[str, Any] = {}
         self.head_tensors: dict[str, Stored] = {}  # a classification head the checkpoint has
         self.is_split = False  # over several devices
+        self.cache: OutputCache | None = None  # looks up what `forward` gives
 
     @classmethod
     def make_tokenizer(cls, choice, config_json: dict, **options) -> Tokenizer:
@@ -161,7 +165,10 @@ class SequenceBackbone(nn.Module):
         return self.tokenizer.tokenize(sequences, **options)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self._states(lambda part: [self.encode(part)], batch)[0].float()
+        def compute() -> Tensor:
+            return self._states(lambda part: [self.encode(part)], batch)[0].float()
+
+        return self.cache.outputs(self, batch, compute) if self.cache else compute()
 
     def hidden_states(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """Embeddings, the states after each layer but the last, and what `forward` gives."""
@@ -171,11 +178,21 @@ class SequenceBackbone(nn.Module):
             self.encode(part, states)
             return states
 
+        if self.cache:
+            self.cache.note("keeps the last layer alone; other layers are computed each time")
         return [state.float() for state in self._states(collect, batch)]
 
     def encode(self, batch: dict[str, Tensor], collect: list | None = None) -> Tensor:
         """The encoder's last state (B, L, D); `collect` receives those of `hidden_states`."""
         return self.encoder(batch["input_ids"], batch["attention_mask"], collect)
+
+    def row_inputs(self, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """What decides the states of a row: tensors (B, L, ...) and masks (B, L) of what is real.
+
+        The first mask is that of the states.
+        """
+        names = ("input_ids", "special_tokens_mask")
+        return [(batch[name], batch["attention_mask"]) for name in names if name in batch]
 
     def _states(self, states, batch: dict[str, Tensor]) -> list[Tensor]:
         """`states(batch)`, in windows where the rows are longer than the limit in force."""
