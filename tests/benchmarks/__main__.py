@@ -20,6 +20,7 @@ from statistics import median
 
 import numpy as np
 
+from tests.benchmarks.cache import cache
 from tests.benchmarks.loading import loading
 from tests.benchmarks.moe import moe
 from tests.benchmarks.mutants import dependency_map, scan
@@ -41,6 +42,7 @@ def main() -> None:
             "start": start(),
             "training": training(table),
             "embedding": embedding(table),
+            "cache": cache(),
             "memory": memory(Path(folder)),
             "table": large_table(),
             "words": words(Path(folder) / "words"),
@@ -55,6 +57,12 @@ def main() -> None:
         "first_step_over_imports <= 2": report["start"]["first_step_over_imports"] <= 2,
         "padding_efficiency >= 0.95": report["training"]["padding_efficiency"] >= 0.95,
         "fit_over_plain_loop <= 1.05": report["training"]["fit_over_plain_loop"] <= 1.05,
+        "cache: without_over_later >= 20": all(
+            level["without_over_later"] >= 20 for level in report["cache"].values()
+        ),
+        "cache: bytes_over_outputs <= 1.05": all(
+            level["bytes_over_outputs"] <= 1.05 for level in report["cache"].values()
+        ),
         "loading <= 1.2 x model + 200 MB": all(r["within"] for r in report["loading"].values()),
         "moe_sparse_over_dense <= 0.5": report["moe"]["sparse_over_dense"] <= 0.5,
         "dependency_map in 3L / batch calls": report["dependency_map"]["calls_over_3L_per_batch"]
