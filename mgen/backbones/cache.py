@@ -65,15 +65,15 @@ class OutputCache:
     def __init__(self, choice: "Backbone") -> None:
         self.folder, self.limit = Path(choice.cache), choice.cache_gb * GB or math.inf
         self.dtype = getattr(torch, choice.cache_dtype)
-        self.made_by = {"backbone": choice.name, "revision": choice.at}
+        self.name, self.revision = choice.name, choice.at
         self.counts: Counter[str] = Counter()
         self.pool: Pool | None = None
         self.pooled = ""
         self.stopped = False  # nothing more is kept
         self.room = 0.0  # bytes that may be written before the folder is measured again
-        self.state: tuple = ()
-        self.weights = ""
-        self.spaces: dict[str, Namespace] = {}
+        self.written: dict[str, tuple] = {}  # kinds of weights to what changes with every write
+        self.digests: dict[str, str] = {}
+        self.spaces: dict[tuple[str, str], Namespace] = {}
         self.notes: set[str] = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -165,23 +165,34 @@ class OutputCache:
     # ------------------------------------------------------------- which outputs
 
     def _namespace(self, network: "SequenceBackbone") -> "Namespace":
-        tensors = [*network.encoder.parameters(), *network.encoder.buffers()]
-        # Changes with every write to a weight: these outputs are never taken for those of others.
-        state = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-        if state != self.state:
-            self.weights, self.spaces = checkpoint.digest(network.encoder.state_dict().items()), {}
-            self.state = state
+        weights = self._weights(network.encoder)
         device = network.device.type
         is_mixed = torch.is_autocast_enabled(device)
         precision = str(torch.get_autocast_dtype(device)) if is_mixed else "as weights"
         precision += f", matmul {torch.get_float32_matmul_precision()}"
-        if precision not in self.spaces:
-            facts = self.facts(network, precision)
-            token_bytes = network.width * self.dtype.itemsize
-            self.spaces[precision] = Namespace(self.folder, facts, self.made_by, token_bytes)
-        return self.spaces[precision]
+        if (weights, precision) not in self.spaces:
+            facts, token_bytes = self.facts(network, weights, precision), self.dtype.itemsize
+            space = Namespace(self.folder, self.name, facts, network.width * token_bytes)
+            self.spaces[weights, precision] = space
+        return self.spaces[weights, precision]
 
-    def facts(self, network: "SequenceBackbone", precision: str) -> dict[str, Any]:
+    def _weights(self, encoder: torch.nn.Module) -> str:
+        """Digests of parameters and buffers, computed anew when one was written to.
+
+        Apart: DDP writes the same buffers again in every step.
+        """
+        for kind in ("parameters", "buffers"):
+            tensors = getattr(encoder, kind)()
+            state = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+            if self.written.get(kind) == state:
+                continue
+            parameters = {name for name, _ in encoder.named_parameters(remove_duplicate=False)}
+            named = encoder.state_dict().items()
+            held = [(n, t) for n, t in named if (n in parameters) == (kind == "parameters")]
+            self.written[kind], self.digests[kind] = state, checkpoint.digest(held)
+        return " ".join(self.digests.values())
+
+    def facts(self, network: "SequenceBackbone", weights: str, precision: str) -> dict[str, Any]:
         """All that decides an output besides its row; attention back ends agree to rounding.
 
         Not `network.fingerprint()`: LoRA matrices count here, and a head that trains does not.
@@ -189,7 +200,8 @@ class OutputCache:
         return {
             "format": FORMAT,
             "family": type(network).__name__,
-            "weights": self.weights,
+            "revision": self.revision,
+            "weights": weights,
             "config": blake2b(json.dumps(network.config_json, sort_keys=True).encode()).hexdigest(),
             "tokenizer": network.tokenizer.fingerprint,
             "max_length": network.tokenizer.max_length,
@@ -274,7 +286,7 @@ class Namespace:
     `damaged` counts entries that were found to be since it was last set to 0.
     """
 
-    def __init__(self, folder: Path, facts: dict, made_by: dict, token_bytes: int) -> None:
+    def __init__(self, folder: Path, backbone: str, facts: dict, token_bytes: int) -> None:
         name = blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
         self.folder, self.token_bytes, self.damaged = folder / name, token_bytes, 0
         self.entries: dict[bytes, Entry] = {}
@@ -284,7 +296,7 @@ class Namespace:
             self.folder.mkdir(exist_ok=True)
             self.lock = _hold(self.folder)
             if not (self.folder / FACTS).exists():
-                checkpoint.write_json(self.folder / FACTS, made_by | facts)
+                checkpoint.write_json(self.folder / FACTS, {"backbone": backbone, **facts})
         self.refresh()
 
     def refresh(self) -> bool:
@@ -314,7 +326,10 @@ class Namespace:
     def append(self, rows: Iterable[tuple[bytes, int, np.ndarray]]) -> None:
         """Keep (key, tokens, bytes) of rows. Raises OSError where the disk does."""
         if not self.own:
-            self.own = Segment(self.folder / uuid4().hex, self.token_bytes)
+            # Read after all that is there: a row computed again takes the place of a damaged one.
+            number = max((int(s.name.partition("-")[0]) for s in _stems(self.folder)), default=0)
+            name = f"{number + 1:06}-{uuid4().hex}"
+            self.own = Segment(self.folder / name, self.token_bytes)
             self.segments[self.own.stem] = self.own
         try:
             self.entries.update(self.own.append(rows))
@@ -456,7 +471,7 @@ def _namespaces(folder: Path) -> list[Path]:
 
 
 def _stems(namespace: Path) -> list[Path]:
-    return sorted(file.with_suffix("") for file in namespace.glob("*.data"))
+    return sorted(file.with_suffix("") for file in namespace.glob("[0-9]*-*.data"))
 
 
 def _data(stem: Path) -> Path:
