@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen import checkpoint
+from mgen import checkpoint, trackers
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, num_batches, plan
 from mgen.data.sampling import draw
@@ -170,6 +170,7 @@ class Fit:
 
         self.task, self.rows, self.lengths, self.train = task, rows, lengths, train
         self.folder, self.checkpoints = folder, folder / "checkpoints"
+        self.trackers: list = []  # they get what `log` writes
         self.accelerator = Accelerator(mixed_precision=train.mixed_precision)
         self.world = self.accelerator.num_processes
         self.profile = profile and self.accelerator.is_main_process
@@ -490,6 +491,7 @@ class Fit:
         if self.accelerator.is_main_process:
             with (self.folder / "metrics.jsonl").open("a") as stream:
                 stream.write(json.dumps(checkpoint.finite(row)) + "\n")
+            trackers.log(self.trackers, row)
 
     def save(self) -> None:
         """Write a checkpoint of this step, point `best` and `last` to theirs, drop old ones."""

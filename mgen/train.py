@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 
-from mgen import calibration, checkpoint, ensemble, tuning
+from mgen import calibration, checkpoint, ensemble, trackers, tuning
 from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.data.splitting.assigning import used_rows
@@ -64,9 +64,8 @@ class Launch:
     threshold: Literal["mcc", "f1", "balanced_accuracy"] = "mcc"  # what --calibrated maximises
     interval: float = 0.0  # share of rows that intervals of numbers shall hold; 0: no intervals
     profile: bool = False  # trace a few steps into the run's folder profile/
-    estimate: bool = (
-        False  # make a few steps, say what memory and time the run will need, then stop
-    )
+    estimate: bool = False  # make a few steps, say what memory and time a run needs, then stop
+    tracker: tyro.conf.UseAppendAction[tuple[trackers.Name, ...]] = ()  # log there too; repeatable
     check: bool = False  # check data, backbone and task, say what the splits leak, then stop
     dry_run: bool = False  # print the settings, sizes and one batch's shapes, then stop
 
@@ -119,6 +118,9 @@ def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
     cfg, launch = parse(defaults, Launch(), flags, f"{recipe}.py [{'|'.join(verbs)}]", usage)
     if (name := launch.name) and (name != Path(name).name or name[0] == "." or "\0" in name):
         raise InputError(f"--name {name!r}: expected one folder name; --out says where runs go")
+    if launch.tracker and verb != "fit":
+        raise InputError(f"--tracker follows training; {verb} has none")
+    trackers.check(launch.tracker)
     if verb in ("validate", "test") and not source:
         raise InputError(f"{verb} needs a trained run: set --run DIR")
     if verb == "predict" and task_type.trains and not source:
@@ -380,6 +382,9 @@ def _fit(session: Session) -> int:
             raise
         if resumed:
             fit.restore()
+        if session.is_main:
+            restored = fit.state.step if resumed else None
+            fit.trackers = trackers.start(launch.tracker, folder, plain(cfg), restored)
         state = fit.run()
         report = {"steps": state.step, "best_step": state.best}
         files = [folder / "checkpoints" / "best"]
@@ -394,6 +399,7 @@ def _fit(session: Session) -> int:
             files += more
         else:
             console.print("no test rows: nothing to test on")
+        trackers.finish(fit.trackers)
         if session.is_main:
             checkpoint.write_json(folder / "results.json", report)
     session.say_cached()
