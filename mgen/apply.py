@@ -39,7 +39,7 @@ class Run:
     ) -> None:
         self.folder = folder = existing_run(str(name), "", revision, remote_code)
         recipe = recipe_of(folder, recipe)
-        task_type, config_type = _task_of(recipe)
+        task_type, config_type = task_of(recipe)
         self.task = load_task(task_type, config_type, folder, checkpoint, str(backbone))
         self.task.labelled = False
         self.cfg = self.task.cfg
@@ -119,7 +119,7 @@ def blank_task(name: str | Path, flag: str = "--run") -> Task:
     """
     try:
         folder = existing_run(str(name))
-        task_type, config_type = _task_of(recipe_of(folder))
+        task_type, config_type = task_of(recipe_of(folder))
         facts = read_json(checkpoint_of(folder, "best") / "facts.json")
     except InputError as error:
         raise InputError(str(error).replace("--run", flag, 1)) from None
@@ -152,7 +152,7 @@ class _Listed:
         return [self.rows[number] for number in numbers]
 
 
-def _task_of(recipe: Path) -> tuple[type[Task], type]:
+def task_of(recipe: Path) -> tuple[type[Task], type]:
     """The task and the settings of a recipe's file."""
     module = _module(recipe)
     tasks = [

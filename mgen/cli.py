@@ -6,6 +6,7 @@
     mgen check data NAME [flags]    what a table and its splits leak; NAME may be a file
     mgen run RECIPE [verb] [flags]  is python recipes/RECIPE.py [verb] [flags]
     mgen export RUN DIR [flags]     a run as a folder that loads anywhere, or on the hub; --help
+    mgen sweep FILE [flags]         many runs of a recipe: a grid, random draws, Optuna; --help
     mgen repro [EXPERIMENT]         run a published experiment, got against expected; without a
                                     name those that have no result yet, and docs/results.md
 
@@ -114,6 +115,13 @@ def export(words: Sequence[str]) -> None:
     from mgen.export import Export, export  # loads torch
 
     export(tyro.cli(Export, args=list(words), prog="mgen export"))
+
+
+def sweep(words: Sequence[str]) -> None:
+    """Run what is missing of a sweep."""
+    from mgen.commands.sweep import sweep  # loads torch
+
+    sweep(words)
 
 
 # --------------------------------------------------------------------------- what there is
@@ -236,6 +244,7 @@ COMMANDS = {
     "check": check,
     "run": run,
     "export": export,
+    "sweep": sweep,
     "repro": repro,
 }
 

@@ -122,9 +122,17 @@ class Experiment:
 EXPECTS = re.compile(r"(\w+)(?: (-?\d+\.\d+)(?: \+- (\d+\.\d+))?)?")
 
 
+def recipe_command(recipe: str, words: Sequence[str]) -> list[str]:
+    """What to execute for a recipe and the words after its name."""
+    return [sys.executable, str(RECIPES / f"{recipe}.py"), *words]
+
+
 def experiments() -> dict[str, Experiment]:
+    """The settings in folders of recipes/configs that are named after a recipe."""
     found = {}
     for file in sorted((RECIPES / "configs").glob("*/*.yaml")):
+        if not (RECIPES / f"{file.parent.name}.py").is_file():  # settings of another kind
+            continue
         comments = re.match(r"(#.*\n)*", file.read_text())[0]
         lines = re.sub(r"\n#  +", " ", comments)  # an indented line goes on
         facts = dict(re.findall(r"^# (\w+): (.+)$", lines, re.MULTILINE))
@@ -152,7 +160,7 @@ def _reproduce(experiment: Experiment) -> dict[str, Any]:
         name = f"{experiment.name}-{stamp}" + f"-seed{seed}" * (seed > 0)
         flags = ["--config", str(experiment.file), "--out", "runs/repro", "--name", name]
         flags += ["--train.seed", str(seed)] if seed else []
-        done = subprocess.run([sys.executable, str(RECIPES / f"{experiment.recipe}.py"), *flags])
+        done = subprocess.run(recipe_command(experiment.recipe, flags))
         if done.returncode:
             print(f"mgen: {experiment.name} left with {done.returncode}", file=sys.stderr)
             sys.exit(done.returncode)

@@ -49,14 +49,14 @@ def start(names: Sequence[Name], folder: Path, settings: dict, step: int | None)
     parameters, started = dict(_plain(settings)), []
     for name in dict.fromkeys(names):
         place = PLACES.get(name, "")
-        given = os.environ.get(place)
+        given, is_new = os.environ.get(place), not (folder / name).exists()
         tracker = LOGGER_TYPE_TO_CLASS[name](**_options(name, folder, parameters, step))
         tracker.start()
         if name == "wandb":  # its own steps may not go back, as those of a resumed run do
             tracker.tracker.define_metric("*", step_metric="step")
         elif name == "mlflow":
             (folder / name / "run_id").write_text(tracker.tracker.info.run_id)
-        if name in ("tensorboard", "mlflow") and step is None:
+        if name in ("tensorboard", "mlflow") and is_new:
             tracker.store_init_configuration(parameters)
         started.append(tracker)
         look = f"{place}={given}" if given else LOOK[name].format(folder=folder)
@@ -118,7 +118,7 @@ def _options(name: Name, folder: Path, parameters: dict, step: int | None) -> di
     return {
         "experiment_name": project,
         "run_name": folder.name,
-        "run_id": known.read_text() if step is not None and known.exists() else None,
+        "run_id": known.read_text() if known.exists() else None,
     }
 
 

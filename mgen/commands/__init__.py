@@ -1,0 +1,1 @@
+"""Commands of mgen that are more than a few lines: sweep, doctor."""
