@@ -7,13 +7,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
 
+from mgen import pieces
 from mgen.config import InputError
 
 MANIFEST = "complete.json"  # written last: size and SHA-256 of every other file
@@ -24,33 +26,86 @@ DORA = ".lora_magnitude_vector"  # peft's files name this one without ".weight"
 # --------------------------------------------------------------------------- one checkpoint
 
 
-def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: dict,
+    rank: int = 0,
+    gather: Callable[[Any], list] = lambda own: [own],
+) -> Path:
     """Write `folder/step-<n>`: `tensors` as <name>.safetensors, dicts in `state` as <name>.json.
 
     Everything goes to a temporary sibling, is synced to disk and listed in a manifest; then the
     sibling takes its name. Killed at any instant, this leaves a complete checkpoint, under its own
-    name or one that `recover` gives it, or what was there before.
+    name or one that `recover` gives it, or what was there before. Where tensors are in pieces every
+    process calls this, writes its own, <name>.<1-based rank>-of-<processes>.safetensors, and gets
+    from `gather` what each process hands to it; the first writes all else, and is the last done.
     """
+    final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    world = len(gather(None))  # the folder is there
+    files = _write_tensors(partial, tensors, rank, world)
+    if rank == 0:
+        for name, content in state.items():
+            (partial / f"{name}.json").write_text(json.dumps(content, indent=1))
+        files += [partial / f"{name}.json" for name in state]
+    entries = {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in sorted(files)}
+    for file in files:
+        sync(file)
+    manifest = {name: entry for own in gather(entries) for name, entry in own.items()}
+    if rank == 0:
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        sync(partial / MANIFEST)
+        sync(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        sync(folder)
+    return final
+
+
+def _write_tensors(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], rank: int, world: int
+) -> list[Path]:
+    """Write what this process holds; what is whole, the first does."""
     from safetensors.torch import save_file
 
-    final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    files = []
     for name, group in tensors.items():
+        cut = {key: value for key, value in group.items() if pieces.is_piece(value)}
+        held = dict(group) if rank == 0 else cut
+        if rank and not cut:
+            continue
         # Contiguous copies: tied or sliced tensors may share storage, which the format refuses.
-        whole = {key: value.detach().cpu().contiguous().clone() for key, value in group.items()}
-        save_file(whole, partial / f"{name}.safetensors")
-    for name, content in state.items():
-        (partial / f"{name}.json").write_text(json.dumps(content, indent=1))
-    files = sorted(partial.iterdir())
-    manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in files}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in [*files, partial / MANIFEST, partial]:
-        sync(file)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    sync(folder)
-    return final
+        copies = {
+            key: pieces.own(value).detach().cpu().contiguous().clone()
+            for key, value in held.items()
+        }
+        part = f".{rank + 1:05}-of-{world:05}" if cut else ""
+        files.append(folder / f"{name}{part}.safetensors")
+        save_file(copies, files[-1])
+    return files
+
+
+class Joined(Mapping):
+    """Tensors of several files by name; one in pieces is put together when it is asked for."""
+
+    def __init__(self, files: list[dict[str, Tensor]]) -> None:
+        self.files, self.names = files, list(dict.fromkeys(name for f in files for name in f))
+
+    def __getitem__(self, name: str) -> Tensor:
+        held = [file[name] for file in self.files if name in file]
+        if not held:
+            raise KeyError(name)
+        return torch.cat(held) if len(held) > 1 else held[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def fault(checkpoint: Path) -> str:
@@ -72,13 +127,20 @@ def fault(checkpoint: Path) -> str:
     return ""
 
 
-def load(checkpoint: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors and the state of a complete checkpoint. Raises InputError if it is damaged."""
+def load(checkpoint: Path) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+    """The tensors and the state of a complete checkpoint. Raises InputError if it is damaged.
+
+    Tensors are whole, whatever the number of pieces they lie in. They take no memory before they
+    are used: files are mapped.
+    """
     from safetensors.torch import load_file
 
     if problem := fault(checkpoint):
         raise InputError(f"checkpoint {checkpoint}: {problem}")
-    tensors = {f.stem: load_file(f) for f in sorted(checkpoint.glob("*.safetensors"))}
+    files: dict[str, list] = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):  # in the order of the pieces
+        files.setdefault(file.name.partition(".")[0], []).append(load_file(file))
+    tensors = {name: Joined(held) if len(held) > 1 else held[0] for name, held in files.items()}
     names = sorted(f for f in checkpoint.glob("*.json") if f.name != MANIFEST)
     return tensors, {f.stem: json.loads(f.read_text()) for f in names}
 
@@ -148,12 +210,13 @@ def digest(named: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in sorted(named, key=lambda item: item[0]):
         any_ = True
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        tensor = pieces.whole(tensor.detach())
+        total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest() if any_ else ""
 
 
 def fingerprint(task: nn.Module, frozen_only: bool = True) -> str:
-    """`digest` of the (frozen) parameters."""
+    """`digest` of the (frozen) parameters; every process must ask if they are in pieces."""
     named = task.named_parameters()
     return digest((n, p) for n, p in named if not (frozen_only and p.requires_grad))
 
@@ -179,7 +242,9 @@ def restore(task: nn.Module, tensors: dict, saved: dict, path: Path, sha256: str
     if own != read:
         wrong = sorted(set(own.items()) ^ set(read.items()))[:5]
         raise InputError(f"{path}: does not fit these settings, first at {wrong}")
-    task.load_state_dict(state, strict=False)  # complete by the comparison above
+    with torch.no_grad():
+        for name, value in trained(task).items():
+            value.copy_(pieces.place(state[name], value))
 
 
 def split_lora(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -194,14 +259,14 @@ def split_lora(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return files
 
 
-def join_lora(tensors: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+def join_lora(tensors: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
     """The inverse of `split_lora`."""
-    state = dict(tensors["model"])
+    lora = {}
     for key, value in tensors.get("adapter_model", {}).items():
         key = f"{key}.weight" if key.endswith(DORA) else key
         layer, _, weight = key.rpartition(".")
-        state[f"{layer.replace(PEFT, OURS, 1)}.default.{weight}"] = value
-    return state
+        lora[f"{layer.replace(PEFT, OURS, 1)}.default.{weight}"] = value
+    return ChainMap(lora, tensors["model"])
 
 
 def lora_config(task: nn.Module) -> dict[str, dict]:
@@ -224,14 +289,14 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, names: dict) -> dict[str
 
 
 def restore_optimiser(
-    optimiser: torch.optim.Optimizer, names: dict, tensors: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer, names: dict, tensors: Mapping[str, Tensor]
 ) -> None:
     """The inverse of `optimiser_tensors`."""
     parameters = {name: parameter for parameter, name in names.items()}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        optimiser.state[parameter][entry] = value.to(parameter.device)
+        optimiser.state[parameter][entry] = pieces.place(value, parameter)
 
 
 # --------------------------------------------------------------------------- files of a run

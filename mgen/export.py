@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 import yaml
-from safetensors import safe_open
 from torch import nn
 
 from mgen import calibration, checkpoint, hub
@@ -127,8 +126,7 @@ def _whole(options: Export, run: Path, source: Path, settings: dict, folder: Pat
             )
     if next(task.backbone.parameters(), None) is None:
         raise InputError(f"{run}: its backbone has no weights to export. Export a --bundle")
-    with safe_open(source / "model.safetensors", "pt") as stored:
-        facts = _facts(task.backbone, stored.keys())
+    facts = _facts(task.backbone, checkpoint.load(source)[0]["model"])
     task.backbone.save(folder)
     head = {k: v for k, v in task.state_dict().items() if not k.startswith("backbone.")}
     cfg = _carried(made.cfg, task.tokenizer.max_length)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, plan
+from mgen.engine import sharding
 from mgen.engine.memory import free, is_full, on_device, parts_of
 from mgen.metrics import results
 from mgen.predictions import BLOCK_TOKENS, Writer, blocks
@@ -67,6 +68,12 @@ def infer(
             seed = batch_seed(train.seed, block, i)  # whatever the number of processes
             todo.append((block, Batch(numbers, seed), i == len(cut) - 1))
     total, weight, pieces, scores = 0.0, 0.0, [], []
+    is_sharded = sharding.is_sharded(task)
+    if is_sharded:  # a pass needs all processes: those with fewer batches fill up with a row
+        from accelerate.utils import gather_object
+
+        filler = Batch((int(indices[0]),), train.seed, counts=False)
+        todo += [(-1, filler, False)] * (max(gather_object([len(todo)])) - len(todo))
     task.to(device).eval()
     workers = train.num_workers if len(todo) >= WORTH_WORKERS else 0
 
@@ -90,14 +97,24 @@ def infer(
         return on_device(made, device, ahead=workers > 0)
 
     made = load([batch for _, batch, _ in todo], workers)
-    with torch.inference_mode(), progress(split, len(todo)) as bar:
+    # What is gathered in inference mode could not be trained afterwards.
+    without_gradients = torch.no_grad() if is_sharded else torch.inference_mode()
+    with without_gradients, progress(split, len(todo)) as bar:
         for done, ((block, planned, last), batch) in enumerate(zip(todo, made, strict=True)):
             check()
-            in_parts(run, planned, batch, lambda part: next(load([part])))
+            if not planned.counts:
+                with accelerator.autocast():
+                    task.averaged(batch)
+            elif is_sharded:  # the others would not make the passes of a batch in parts
+                run(batch)
+            else:
+                in_parts(run, planned, batch, lambda part: next(load([part])))
             if writer and last:
                 writer.write(block, in_order(pieces, rows, columns))
                 pieces = []
             bar(done + 1)
+    if is_sharded:
+        sharding.settle(task)
     if not metrics:
         return {}, []
     sums = torch.tensor([total, weight], dtype=torch.float64)

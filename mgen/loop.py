@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen import checkpoint, trackers
+from mgen import checkpoint, pieces, trackers
 from mgen.config import InputError
 from mgen.data.batches import Batch, loader, num_batches, plan
 from mgen.data.sampling import draw
+from mgen.engine import sharding
 from mgen.engine.memory import free, is_full, on_device, parts_of
 from mgen.engine.profiling import traced
 from mgen.engine.throughput import Work, speed
@@ -172,7 +173,7 @@ class Fit:
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         self.trackers: list = []  # they get what `log` writes
         self.accelerator = Accelerator(mixed_precision=train.mixed_precision)
-        self.world = self.accelerator.num_processes
+        self.world, self.sharded = self.accelerator.num_processes, sharding.is_sharded(task)
         self.profile = profile and self.accelerator.is_main_process
         self.state, self.saved = State(processes=self.world), (0, -1)
         self.tuning, self.work = Tuning(task, train), Work(task)
@@ -311,7 +312,7 @@ class Fit:
         if loss is None:  # the error held on to what filled the memory
             self.halve(group)
             return None
-        norm = accelerator.clip_grad_norm_(self.names, train.clip or math.inf)
+        norm = pieces.whole(accelerator.clip_grad_norm_(self.names, train.clip or math.inf))
         loss = accelerator.reduce(loss) if self.world > 1 else loss
         finite = torch.isfinite(loss) and (accelerator.scaler or torch.isfinite(norm))
         if not (finite and count > 0):
@@ -341,8 +342,9 @@ class Fit:
         """
         accelerator, loss, count, unit = self.accelerator, 0.0, 0.0, None
         for i, (planned, batch) in enumerate(zip(group, batches, strict=True)):
-            last = i == len(group) - 1
-            with accelerator.no_sync(self.model) if not last else nullcontext():
+            # Weights in pieces: gradients as well, or they would take the memory of whole ones.
+            wait = i < len(group) - 1 and not self.sharded
+            with accelerator.no_sync(self.model) if wait else nullcontext():
                 part, number_ = self.forward(planned, batch)
                 # One scale for all; of the right size, so that half-precision gradients fit.
                 unit = torch.where(number_ > 0, number_, 1.0) if unit is None else unit
@@ -369,6 +371,8 @@ class Fit:
         except RuntimeError as error:
             if self.world == 1 or not is_full(error):
                 raise
+        if part is None and self.sharded:  # the others wait within the pass
+            raise OutOfMemory(self.full())
         if part is None:
             count = torch.full((), math.inf, device=self.accelerator.device)
         elif not planned.counts:
@@ -500,8 +504,9 @@ class Fit:
             return
         self.saved = (state.step, state.evaluated)
         states = self._random_states()
-        if self.accelerator.is_main_process:
-            if (self.folder / "metrics.jsonl").exists():
+        is_main = self.accelerator.is_main_process
+        if is_main or self.sharded:
+            if is_main and (self.folder / "metrics.jsonl").exists():
                 checkpoint.sync(self.folder / "metrics.jsonl")
             with self.tuning.all_that_train():
                 tensors = checkpoint.split_lora(checkpoint.trained(self.task))
@@ -521,8 +526,10 @@ class Fit:
             if self.accelerator.scaler:
                 saved["scaler"] = self.accelerator.scaler.state_dict()
             saved |= checkpoint.lora_config(self.task)
-            checkpoint.save(self.checkpoints, state.step, tensors, saved)
-            self._point()
+            together = sharding.together() if self.sharded else {}
+            checkpoint.save(self.checkpoints, state.step, tensors, saved, **together)
+            if is_main:
+                self._point()
         self.accelerator.wait_for_everyone()
 
     def _point(self) -> None:

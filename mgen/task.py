@@ -75,6 +75,11 @@ class Task(nn.Module):
         """The backbones by their fields in the settings, `backbone` first."""
         return {name: getattr(self, name) for name in self.tokenizers}
 
+    @property
+    def has_start(self) -> bool:
+        """Whether `initialise` does anything."""
+        return type(self).initialise is not Task.initialise
+
     def train(self, mode: bool = True) -> Task:
         """Training mode, except for a backbone of which nothing trains: no dropout there."""
         super().train(mode)

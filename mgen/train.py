@@ -21,6 +21,7 @@ from mgen import calibration, checkpoint, ensemble, trackers, tuning
 from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.data.splitting.assigning import used_rows
+from mgen.engine import sharding
 from mgen.engine.estimate import estimate
 from mgen.engine.profiling import traced
 from mgen.ensemble import Ensemble
@@ -256,6 +257,7 @@ class Session:
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(mixed_precision=self.cfg.train.mixed_precision)
+        sharding.check(self.accelerator)
         self.is_main = self.accelerator.is_main_process
         console.quiet = not self.is_main
         kind = self.accelerator.distributed_type.value
@@ -271,6 +273,10 @@ class Session:
         share_cores(self.cfg.train.num_workers)
         seed_everything(self.cfg.train.seed)
         self.task.setup()
+        if self.verb == "fit":
+            sharding.shard_as_launched(self.task, self.accelerator)
+        elif sharding.is_launched(self.accelerator):
+            console.print(f"{self.verb} keeps the whole model on each device, FSDP or not")
         count = sum(p.numel() for p in self.task.parameters())
         trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad)
         learning = f", of which {trained:,} train" if self.verb == "fit" else ""

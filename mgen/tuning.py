@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgen import checkpoint
+from mgen import checkpoint, pieces
 from mgen.config import InputError
+from mgen.engine.sharding import is_sharded
 from mgen.report import console
 
 Schedule = dict[int, list[str]]  # epoch to expressions over module paths
@@ -136,6 +137,8 @@ def join(
     if optimiser is None:
         fused = accelerator.device.type in ("cpu", "cuda")
         bare = torch.optim.AdamW(groups, betas=betas, fused=fused)
+        if is_sharded(model):  # all that `prepare` would do for the model is done
+            return model, accelerator.prepare_optimizer(bare)
         return accelerator.prepare(model, bare)
     for group in groups:
         optimiser.add_param_group(group)
@@ -355,7 +358,7 @@ class LoraWatch:
         if not self.idle or not torch.isfinite(norm):  # half precision skips that step
             return ""
         missing = [n for p, n in self.idle.items() if p.grad is None and not self.looked]
-        has = [p.grad is not None and p.grad.any() for p in self.idle]
+        has = [p.grad is not None and pieces.whole(p.grad).any() for p in self.idle]
         self.idle = {p: n for (p, n), any_ in zip(self.idle.items(), has, strict=True) if not any_}
         self.looked = True
         wrong = missing or (list(self.idle.values()) if self.moved else [])
