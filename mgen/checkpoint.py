@@ -43,26 +43,27 @@ def save(
     from `gather` what each process hands to it; the first writes all else, and is the last done.
     """
     final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    world = len(gather(None))  # the folder is there
-    files = _write_tensors(partial, tensors, rank, world)
-    if rank == 0:
-        for name, content in state.items():
-            (partial / f"{name}.json").write_text(json.dumps(content, indent=1))
-        files += [partial / f"{name}.json" for name in state]
-    entries = {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in sorted(files)}
-    for file in files:
-        sync(file)
-    manifest = {name: entry for own in gather(entries) for name, entry in own.items()}
-    if rank == 0:
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        sync(partial / MANIFEST)
-        sync(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        sync(folder)
+    with writing(final, partial):
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        world = len(gather(None))  # the folder is there
+        files = _write_tensors(partial, tensors, rank, world)
+        if rank == 0:
+            for name, content in state.items():
+                (partial / f"{name}.json").write_text(json.dumps(content, indent=1))
+            files += [partial / f"{name}.json" for name in state]
+        entries = {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in sorted(files)}
+        for file in files:
+            sync(file)
+        manifest = {name: entry for own in gather(entries) for name, entry in own.items()}
+        if rank == 0:
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            sync(partial / MANIFEST)
+            sync(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            sync(folder)
     return final
 
 
@@ -326,9 +327,38 @@ def write_text(file: Path, text: str) -> None:
 def whole(file: Path) -> Iterator[Path]:
     """A file to write in place of `file`, which it becomes when all of it is on disk."""
     partial = file.with_name(f".{file.name}.partial")
-    yield partial
-    sync(partial)
-    os.replace(partial, file)
+    with writing(file, partial):
+        yield partial
+        sync(partial)
+        os.replace(partial, file)
+
+
+@contextlib.contextmanager
+def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Raise InputError where the disk refuses what is written for `path`, and drop `partial`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if partial and partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        elif partial:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        raise InputError(
+            f"{path}: cannot be written ({error}). What was there before is as it was; make room "
+            "or give the right to write, then go on with the same command and --resume"
+        ) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in a folder, made here if it is not there."""
+    probe = folder / ".probe"
+    with writing(folder, probe):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"1")
+        probe.unlink()
 
 
 def cut_metrics(file: Path, steps: dict[str, int]) -> None:

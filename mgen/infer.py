@@ -11,6 +11,7 @@ from mgen.config import InputError
 from mgen.data.batches import Batch, loader, plan
 from mgen.engine import sharding
 from mgen.engine.memory import free, is_full, on_device, parts_of
+from mgen.engine.processes import together
 from mgen.metrics import results
 from mgen.predictions import BLOCK_TOKENS, Writer, blocks
 from mgen.report import progress, warn
@@ -51,8 +52,9 @@ def infer(
     """One pass over the rows of a split: metrics over each row once, predictions to `writer`.
 
     With `metrics` the labels are read; returns their values after the mean loss, and what they
-    compared, [predictions, labels] in row order. `check` is called before each batch; `train`
-    holds the sizes of batches; `block_tokens` are the tokens of a block of the prediction file.
+    compared, [predictions, labels] in row order. `check` is called before each batch: what it
+    raises in one process is raised in all. `train` holds the sizes of batches; `block_tokens` are
+    the tokens of a block of the prediction file.
     """
     indices = rows.splits[split]
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
@@ -99,7 +101,7 @@ def infer(
     made = load([batch for _, batch, _ in todo], workers)
     # What is gathered in inference mode could not be trained afterwards.
     without_gradients = torch.no_grad() if is_sharded else torch.inference_mode()
-    with without_gradients, progress(split, len(todo)) as bar:
+    with without_gradients, progress(split, len(todo)) as bar, together():
         for done, ((block, planned, last), batch) in enumerate(zip(todo, made, strict=True)):
             check()
             if not planned.counts:

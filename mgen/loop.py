@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -27,9 +26,10 @@ from mgen.data.batches import Batch, loader, num_batches, plan
 from mgen.data.sampling import draw
 from mgen.engine import sharding
 from mgen.engine.memory import free, is_full, on_device, parts_of
+from mgen.engine.processes import Interrupted, Signals, on_main
 from mgen.engine.profiling import traced
 from mgen.engine.throughput import Work, speed
-from mgen.infer import batch_seed, infer, nothing, summed
+from mgen.infer import batch_seed, infer, summed
 from mgen.report import console, number, progress, warn
 from mgen.task import Task
 from mgen.tuning import Tuning, check_rates, join, lr_factor
@@ -126,35 +126,6 @@ class OutOfMemory(Stopped):
     """Not even single rows fit, or processes wait for one that has no memory left."""
 
 
-class Interrupted(RuntimeError):
-    """A signal asked the run to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-class Signals:
-    """Turns SIGINT and SIGTERM into a flag that is looked at between batches."""
-
-    def __enter__(self) -> "Signals":
-        self.number = 0
-        self.old = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for signum, handler in self.old.items():
-            signal.signal(signum, handler)
-
-    def _note(self, number: int, frame) -> None:
-        self.number = number
-        signal.signal(number, self.old[number])  # a second one stops at once
-
-    def check(self) -> None:
-        if self.number:
-            raise Interrupted(self.number)
-
-
 class Fit:
     """One training run in `folder`: `run()` trains from where the state stands to the end."""
 
@@ -176,6 +147,7 @@ class Fit:
         self.world, self.sharded = self.accelerator.num_processes, sharding.is_sharded(task)
         self.profile = profile and self.accelerator.is_main_process
         self.state, self.saved = State(processes=self.world), (0, -1)
+        self.tokens = torch.zeros(2, dtype=torch.int64)  # read, and with padding, by this process
         self.tuning, self.work = Tuning(task, train), Work(task)
         self.names = self.tuning.names
         self.fingerprint = checkpoint.fingerprint(task)
@@ -301,22 +273,23 @@ class Fit:
 
         Raises NotFinite before the weights change, OutOfMemory where smaller parts do not help.
         """
-        accelerator, train, loss = self.accelerator, self.train, None
+        accelerator, train, losses = self.accelerator, self.train, []
         try:
-            loss, count = self.gradients(group, batches)
+            losses, count = self.gradients(group, batches)
         except Stopped:
             raise
         except RuntimeError as error:
             if not is_full(error):
                 raise
-        if loss is None:  # the error held on to what filled the memory
+        if not losses:  # by now the error holds on to nothing
             self.halve(group)
             return None
+        loss = sum(losses)
         norm = pieces.whole(accelerator.clip_grad_norm_(self.names, train.clip or math.inf))
         loss = accelerator.reduce(loss) if self.world > 1 else loss
         finite = torch.isfinite(loss) and (accelerator.scaler or torch.isfinite(norm))
         if not (finite and count > 0):
-            raise NotFinite(self.where(loss, count, norm, batches))
+            raise NotFinite(self.where(loss, count, norm, losses, batches))
         if wrong := self.tuning.watch.look(norm):
             raise NoGradient(f"step {self.state.step + 1}: {wrong}")
         factor = lr_factor(self.state.step, self.total, train)
@@ -324,23 +297,19 @@ class Fit:
         self.optimiser.step()
         self.tuning.watch.moved |= max(rates.values()) > 0 and not self.optimiser.step_was_skipped
         self.optimiser.zero_grad()
-        since = self.state.since_log
-        masks = [b["attention_mask"] for b in batches if "attention_mask" in b]
-        for key, value in {
-            "loss": loss.item(),
-            "count": count.item(),
-            "tokens": float(sum(mask.sum().item() for mask in masks)),
-            "padded_tokens": float(sum(mask.numel() for mask in masks)),
-        }.items():
-            since[key] = since.get(key, 0.0) + value
+        self.add({"loss": loss.item(), "count": count.item()})
+        for planned, batch in zip(group, batches, strict=True):
+            if (mask := batch.get("attention_mask")) is not None:
+                read = int(mask.sum()) if planned.counts else 0  # what only fills up is padding
+                self.tokens += torch.tensor([read, mask.numel()])
         return {**rates, "grad_norm": norm.item()}
 
-    def gradients(self, group: list[Batch], batches: list[dict]) -> tuple[Tensor, Tensor]:
-        """Sum of the losses and what it counts, over all processes for the latter.
+    def gradients(self, group: list[Batch], batches: list[dict]) -> tuple[list[Tensor], Tensor]:
+        """Sum of the losses of each batch, and what all of them count in all processes.
 
         Leaves the gradients of the mean over all that counts.
         """
-        accelerator, loss, count, unit = self.accelerator, 0.0, 0.0, None
+        accelerator, losses, count, unit = self.accelerator, [], 0.0, None
         for i, (planned, batch) in enumerate(zip(group, batches, strict=True)):
             # Weights in pieces: gradients as well, or they would take the memory of whole ones.
             wait = i < len(group) - 1 and not self.sharded
@@ -354,13 +323,14 @@ class Fit:
                     if self.world > 1 and is_full(error):
                         raise OutOfMemory(self.full()) from None
                     raise
-            loss, count = loss + part.detach(), count + number_
+            losses.append(part.detach())
+            count = count + number_
         # So far: gradients of sum / unit, averaged over processes. Wanted: of sum / count.
         if self.world > 1 or len(group) > 1:
             for parameter in self.names:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.world * unit / count)
-        return loss, count
+        return losses, count
 
     def forward(self, planned: Batch, batch: dict) -> tuple[Tensor, Tensor]:
         """Sum of the losses of a batch, and what all processes' batches of this place count."""
@@ -407,22 +377,47 @@ class Fit:
         checkpoint.write_json(self.folder / "parts.json", {"parts": 2 * self.state.parts})
         return (
             f"step {self.state.step + 1}: process {self.accelerator.process_index} ran out of "
-            "memory in the backward pass. Start again with --resume: batches are then computed in "
+            "memory while the others wait for it. Start again with --resume: batches are then computed in "
             f"{2 * self.state.parts} parts"
         )
+
+    def add(self, values: dict[str, float]) -> None:
+        since = self.state.since_log
+        for key, value in values.items():
+            since[key] = since.get(key, 0.0) + value
+
+    def add_tokens(self) -> None:
+        """Add the tokens of all processes since the last call to the next log line."""
+        device, total = self.accelerator.device, self.tokens
+        if self.world > 1:
+            total = self.accelerator.reduce(total.to(device))
+        self.add(dict(zip(("tokens", "padded_tokens"), total.tolist(), strict=True)))
+        self.tokens = torch.zeros_like(self.tokens)
 
     def check(self, signals: Signals) -> None:
         """Raises Interrupted, in all processes at the same step, if a signal came to any."""
         if self.world > 1:
             number_ = torch.tensor([signals.number], device=self.accelerator.device)
             signals.number = int(self.accelerator.gather(number_).max())
-        signals.check()
+        if signals.number:
+            raise Interrupted(signals.number)
 
-    def where(self, loss: Tensor, count: Tensor, norm: Tensor, batches: list[dict]) -> str:
-        rows = [row for batch in batches for row in batch["row"].tolist()]
+    def where(
+        self, loss: Tensor, count: Tensor, norm: Tensor, parts: list[Tensor], batches: list[dict]
+    ) -> str:
+        """What to look at: rows of all processes' batches whose loss is not finite, if any."""
+        pairs = zip(map(torch.isfinite, parts), batches, strict=True)
+        read = [(bool(good), batch["row"].tolist()) for good, batch in pairs]
+        if self.world > 1:
+            from accelerate.utils import gather_object
+
+            read = gather_object(read)
+        bad = [rows for good, rows in read if not good]
+        which = "with a loss that is not finite" if bad else "of this step"
+        rows = [*dict.fromkeys(row for rows in bad or [rows for _, rows in read] for row in rows)]
         return (
             f"step {self.state.step + 1}: loss sum {loss.item()} over {count.item():g}, gradient "
-            f"norm {norm.item()}; seed {self.train.seed}; rows of this step: "
+            f"norm {norm.item()}; seed {self.train.seed}; rows {which}: "
             + "; ".join(self.rows.where(row) for row in rows[:8])
             + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
             + ". Nothing was changed by this step. Lower --train.lr, or look at these rows."
@@ -447,7 +442,7 @@ class Fit:
             metrics = self.task.metrics()
             values, _ = infer(
                 self.task, self.rows, "valid", self.lengths, train, self.accelerator,
-                metrics=metrics, check=signals.check if self.world == 1 else nothing,
+                metrics=metrics, check=signals.check,
             )  # fmt: skip
         except Interrupted:
             state.evaluated = before
@@ -471,6 +466,7 @@ class Fit:
 
     def log_train(self, row: dict, clock: float) -> tuple[dict, float]:
         """Write the mean since the last line; times and rates in a field of their own."""
+        self.add_tokens()
         since, now, device = self.state.since_log, time.perf_counter(), self.accelerator.device
         half = self.train.mixed_precision != "no"
         self.state.since_log = {}
@@ -492,10 +488,14 @@ class Fit:
         return row, now
 
     def log(self, row: dict) -> None:
-        if self.accelerator.is_main_process:
-            with (self.folder / "metrics.jsonl").open("a") as stream:
-                stream.write(json.dumps(checkpoint.finite(row)) + "\n")
+        file, line = self.folder / "metrics.jsonl", json.dumps(checkpoint.finite(row)) + "\n"
+
+        def append() -> None:
+            with checkpoint.writing(file), file.open("a") as stream:
+                stream.write(line)
             trackers.log(self.trackers, row)
+
+        on_main(append)
 
     def save(self) -> None:
         """Write a checkpoint of this step, point `best` and `last` to theirs, drop old ones."""
@@ -504,33 +504,40 @@ class Fit:
             return
         self.saved = (state.step, state.evaluated)
         states = self._random_states()
+        self.add_tokens()
+        if self.sharded:  # each process writes its pieces
+            self._save(states)
+        else:
+            on_main(lambda: self._save(states))
+
+    def _save(self, states: dict[str, Tensor]) -> None:
         is_main = self.accelerator.is_main_process
-        if is_main or self.sharded:
-            if is_main and (self.folder / "metrics.jsonl").exists():
-                checkpoint.sync(self.folder / "metrics.jsonl")
-            with self.tuning.all_that_train():
-                tensors = checkpoint.split_lora(checkpoint.trained(self.task))
-            if self.optimiser:
-                tensors["optimizer"] = checkpoint.optimiser_tensors(
-                    self.optimiser.optimizer, self.names
-                )
-            tensors["random"] = states
-            saved = {
-                "state": asdict(state),
-                "facts": self.task.facts,
-                "backbone": {"frozen_parameters_sha256": self.fingerprint},
-                "data": {"rows_sha256": self.rows.digest},
-            }
-            if self.tuning.schedule:
-                saved["unfreeze"] = self.tuning.schedule
-            if self.accelerator.scaler:
-                saved["scaler"] = self.accelerator.scaler.state_dict()
-            saved |= checkpoint.lora_config(self.task)
-            together = sharding.together() if self.sharded else {}
-            checkpoint.save(self.checkpoints, state.step, tensors, saved, **together)
-            if is_main:
-                self._point()
-        self.accelerator.wait_for_everyone()
+        if is_main and (self.folder / "metrics.jsonl").exists():
+            checkpoint.sync(self.folder / "metrics.jsonl")
+        with self.tuning.all_that_train():
+            tensors = checkpoint.split_lora(checkpoint.trained(self.task))
+        if self.optimiser:
+            tensors["optimizer"] = checkpoint.optimiser_tensors(
+                self.optimiser.optimizer, self.names
+            )
+        tensors["random"] = states
+        saved = {
+            "state": asdict(self.state),
+            "facts": self.task.facts,
+            "backbone": {"frozen_parameters_sha256": self.fingerprint},
+            "data": {"rows_sha256": self.rows.digest},
+        }
+        if self.tuning.schedule:
+            saved["unfreeze"] = self.tuning.schedule
+        if self.accelerator.scaler:
+            saved["scaler"] = self.accelerator.scaler.state_dict()
+        saved |= checkpoint.lora_config(self.task)
+        together = sharding.together() if self.sharded else {}
+        checkpoint.save(self.checkpoints, self.state.step, tensors, saved, **together)
+        if is_main:
+            self._point()
+        if self.sharded:
+            self.accelerator.wait_for_everyone()
 
     def _point(self) -> None:
         checkpoint.link(self.checkpoints, "last", self.state.step)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen.checkpoint import sync, whole
+from mgen.checkpoint import sync, whole, writing
 from mgen.config import InputError
 
 BLOCK_TOKENS = 2**18  # of a block, where a row's predictions are few numbers
@@ -43,6 +43,7 @@ class Writer:
 
     def start(self, fresh: bool) -> None:
         """Drop blocks of other predictions of this file; with `fresh` also its own."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         for other in self.file.parent.iterdir():
             is_ours = other.is_dir() and other.name.startswith(f".{self.file.name}.")
             if is_ours and (fresh or other != self.folder):
@@ -54,11 +55,16 @@ class Writer:
 
     def write(self, block: int, columns: dict[str, Any]) -> None:
         """Store one block's columns; all have the same number of rows, in input order."""
+        partial = self.folder / f"{block:08d}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        with writing(self.file, partial):
+            self._write(partial, columns)
+            os.replace(partial, self.folder / f"{block:08d}")
+
+    def _write(self, partial: Path, columns: dict[str, Any]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        partial = self.folder / f"{block:08d}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         tensors, lists = {}, {}
         for name, values in columns.items():
@@ -75,7 +81,6 @@ class Writer:
             pq.write_table(pa.table(lists), partial / "columns.parquet")
         for path in [*partial.iterdir(), partial]:
             sync(path)
-        os.replace(partial, self.folder / f"{block:08d}")
 
     def finish(self) -> Path:
         """Join the blocks in order, give the result its name, remove the blocks."""

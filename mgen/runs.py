@@ -16,6 +16,7 @@ import torch
 
 from mgen import checkpoint, hub
 from mgen.config import InputError
+from mgen.engine.processes import on_main
 from mgen.report import console
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "torchmetrics", "peft", "mgen")
@@ -100,18 +101,17 @@ def run_folder(settings: str, launch, recipe: str, rows) -> tuple[Path, bool]:
 
     `settings`: the run's config.yaml. Raises InputError rather than mix runs.
     """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
-    found: tuple[Path, bool] | None = None
-    if PartialState().is_main_process:
+    def choose() -> tuple[Path, bool]:
         found = _choose_folder(settings, launch, Path(launch.out) / recipe, rows)
         try:
             found[0].mkdir(parents=True, exist_ok=True)
             (found[0] / ".lock").touch()
         except OSError as error:
             raise InputError(f"{found[0]}: cannot write there ({error.strerror})") from None
-    return broadcast_object_list([found])[0]
+        return found
+
+    return on_main(choose)
 
 
 def _choose_folder(settings: str, launch, runs: Path, rows) -> tuple[Path, bool]:
@@ -164,12 +164,14 @@ def _choose_folder(settings: str, launch, runs: Path, rows) -> tuple[Path, bool]
 
 
 @contextmanager
-def held(folder: Path, is_main: bool):
-    lock = checkpoint.lock(folder) if is_main else None
+def held(folder: Path):
+    """Hold the run directory. Raises InputError in all processes if another run has it."""
+    locks: list = []  # of the first process alone
+    on_main(lambda: locks.append(checkpoint.lock(folder)))
     try:
         yield
     finally:
-        if lock:
+        for lock in locks:
             lock.close()
 
 

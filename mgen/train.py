@@ -21,12 +21,13 @@ from mgen import calibration, checkpoint, ensemble, trackers, tuning
 from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.data.splitting.assigning import used_rows
-from mgen.engine import sharding
+from mgen.engine import processes, sharding
 from mgen.engine.estimate import estimate
+from mgen.engine.processes import Interrupted, Signals
 from mgen.engine.profiling import traced
 from mgen.ensemble import Ensemble
 from mgen.infer import infer
-from mgen.loop import Fit, Interrupted, Signals, Stopped, Train
+from mgen.loop import Fit, Stopped, Train
 from mgen.predictions import Writer
 from mgen.report import console, fail, metric_table, print_table, warn
 from mgen.runs import (
@@ -42,7 +43,7 @@ from mgen.task import Task
 
 __all__ = ["Launch", "Train", "load_task", "run"]
 
-DATA_ERROR, NONSENSE = 2, 70  # exit codes; 128 + number for a signal
+DATA_ERROR, NONSENSE, LOST = 2, 70, 75  # exit codes; 128 + number for a signal
 REPORTED = ("also occur in train", "repeat an identifier")  # notes that the report has as well
 
 
@@ -74,27 +75,34 @@ class Launch:
 def run(task_type: type[Task], config_type: type, argv: list[str] | None = None) -> None:
     """Do what the command line asks of a recipe and leave with the exit code that says how it went.
 
-    0 done; 2 wrong input; 70 stopped on a loss or gradient that is not finite, or on one row that
-    does not fit into memory; 130 and 143 stopped
-    by SIGINT and SIGTERM, progress saved. The verb comes first: fit (default), validate, test or
-    predict.
+    0 done; 2 wrong input; 70 stopped on a loss or gradient that is not finite, or on rows that do
+    not fit into memory; 75 a process that this one needs was killed; 130 and 143 stopped by SIGINT
+    and SIGTERM, progress saved. The verb comes first: fit (default), validate, test or predict.
     """
     try:
         code = _command(task_type, config_type, sys.argv[1:] if argv is None else argv)
     except InputError as error:
-        fail("error", str(error))
+        if processes.is_first_to_say(str(error)):
+            fail("error", str(error))
         code = DATA_ERROR
     except Stopped as error:
-        fail("stopped", str(error))
+        if processes.is_first_to_say(str(error)):
+            fail("stopped", str(error))
         code = NONSENSE
     except Interrupted as error:
         code = 128 + error.number
     except KeyboardInterrupt:
         code = 130
+    except RuntimeError as error:
+        if not (reason := processes.why(error)):
+            raise
+        fail("stopped", reason)
+        code = LOST
     sys.exit(code)
 
 
 def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
+    processes.check_launch()
     verbs = ["fit", "validate", "test", "predict"] if task_type.trains else ["predict"]
     spoken = bool(argv) and not argv[0].startswith("-")
     verb, flags = (argv[0], argv[1:]) if spoken else (verbs[0], argv)
@@ -254,12 +262,9 @@ class Session:
 
     def join(self) -> None:
         """Take this process's place among those of the launcher; only the first one talks."""
-        from accelerate import Accelerator
-
-        self.accelerator = Accelerator(mixed_precision=self.cfg.train.mixed_precision)
+        self.accelerator = processes.join(self.cfg.train.mixed_precision)
         sharding.check(self.accelerator)
         self.is_main = self.accelerator.is_main_process
-        console.quiet = not self.is_main
         kind = self.accelerator.distributed_type.value
         chosen = {name: getattr(self.cfg, name).cache for name in self.task.tokenizers}
         if any(chosen.values()) and kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
@@ -323,10 +328,7 @@ class Session:
         if isinstance(self.model, Ensemble):
             key |= self.model.key
         writer = Writer(file, key)
-        if accelerator.is_main_process:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            writer.start(fresh=scored)
-        accelerator.wait_for_everyone()
+        processes.on_main(lambda: writer.start(fresh=scored))
         metrics = self.model.metrics() if scored else None
         wanted = launch.profile and self.verb != "fit" and self.is_main
         with (
@@ -372,7 +374,7 @@ def _fit(session: Session) -> int:
     if (folder / "results.json").exists():
         console.print(f"{folder} is finished; results.json holds its metrics")
         return 0
-    with held(folder, session.is_main):
+    with held(folder):
         if session.is_main:
             checkpoint.write_text(folder / "config.yaml", to_yaml(cfg))
             checkpoint.write_json(
@@ -380,6 +382,7 @@ def _fit(session: Session) -> int:
             )
         console.print(f"run directory: {folder}")
         try:
+            processes.on_main(lambda: checkpoint.check_writable(folder / "checkpoints"))
             session.weights()
             fit = Fit(task, session.rows, task.lengths, cfg.train, folder, launch.profile)
         except InputError:
@@ -429,7 +432,7 @@ def _apply(session: Session) -> int:
         if launch.run
         else run_folder(to_yaml(session.cfg), launch, session.recipe, session.rows)[0]
     )
-    with held(folder, session.is_main):
+    with held(folder):
         if session.is_main and not launch.run:
             checkpoint.write_text(folder / "config.yaml", to_yaml(session.cfg))
             checkpoint.write_json(

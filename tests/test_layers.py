@@ -40,7 +40,7 @@ LAYERS = {
     "engine": {"data", "checkpoint", "config", "report"},
     "infer": {"engine", "task", "predictions", "data", "metrics", "config", "report"},
     "hub": {"config"},
-    "runs": {"checkpoint", "hub", "config", "report"},
+    "runs": {"engine", "checkpoint", "hub", "config", "report"},
     "trackers": {"config", "report"},
     "tuning": {"engine", "checkpoint", "pieces", "config", "report"},
     "loop": {

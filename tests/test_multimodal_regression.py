@@ -20,7 +20,8 @@ from mgen.backbones import backbone
 from mgen.config import InputError
 from mgen.data import Table
 from mgen.data.inputs.modalities import modalities, tokenize
-from mgen.loop import Fit, Interrupted, Train
+from mgen.engine.processes import Interrupted
+from mgen.loop import Fit, Train
 from mgen.train import run
 
 recipe = _module(ROOT / "recipes" / "multimodal_regression.py")

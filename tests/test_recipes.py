@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tiny import fresh_process  # noqa: F401
 
 from mgen.apply import _module
-from mgen.loop import Fit, Interrupted
+from mgen.engine.processes import Interrupted
+from mgen.loop import Fit
 from mgen.task import Task
 from mgen.train import run
 

@@ -1,1 +1,1 @@
-"""What a run needs beside its steps: processes, shards, memory, speed."""
+"""What a run needs of the machine: its processes, their signals, memory, speed."""
