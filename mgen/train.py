@@ -35,6 +35,7 @@ from mgen.runs import (
     environment,
     existing_run,
     held,
+    mark_newest,
     run_folder,
     saved_settings,
     sessions,
@@ -273,6 +274,14 @@ class Session:
                 "but what is kept differs between them; drop it, or use plain DDP"
             )
 
+    def describe(self, folder: Path) -> None:
+        """Write into the run directory what the run is, and that it is the newest."""
+        checkpoint.write_text(folder / "config.yaml", to_yaml(self.cfg))
+        mark_newest(folder)
+        checkpoint.write_json(
+            folder / "environment.json", environment(folder, self.recipe, self.rows)
+        )
+
     def weights(self) -> None:
         """Make the task's weights: those of the backbone, and the seed's."""
         share_cores(self.cfg.train.num_workers)
@@ -375,19 +384,15 @@ def _fit(session: Session) -> int:
         console.print(f"{folder} is finished; results.json holds its metrics")
         return 0
     with held(folder):
-        if session.is_main:
-            checkpoint.write_text(folder / "config.yaml", to_yaml(cfg))
-            checkpoint.write_json(
-                folder / "environment.json", environment(folder, session.recipe, session.rows)
-            )
         console.print(f"run directory: {folder}")
         try:
             processes.on_main(lambda: checkpoint.check_writable(folder / "checkpoints"))
+            processes.on_main(lambda: session.describe(folder))
             session.weights()
             fit = Fit(task, session.rows, task.lengths, cfg.train, folder, launch.profile)
         except InputError:
             if session.is_main and not resumed:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         if resumed:
             fit.restore()
@@ -433,16 +438,13 @@ def _apply(session: Session) -> int:
         else run_folder(to_yaml(session.cfg), launch, session.recipe, session.rows)[0]
     )
     with held(folder):
-        if session.is_main and not launch.run:
-            checkpoint.write_text(folder / "config.yaml", to_yaml(session.cfg))
-            checkpoint.write_json(
-                folder / "environment.json", environment(folder, session.recipe, session.rows)
-            )
+        if not launch.run:
+            processes.on_main(lambda: session.describe(folder))
         try:
             session.weights()
         except InputError:
             if session.is_main and not launch.run:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         if session.source:
             session.load(session.checkpoint)
@@ -489,7 +491,8 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
             yardsticks[name] = results(metrics)
     title = f"{session.recipe}, {len(rows.splits[split]):,} {split} rows"
     metric_table(title, {split: values, **yardsticks})
-    drawn += task.figures(folder / "figures" / session.label, *compared)
+    with checkpoint.writing(folder / "figures"):
+        drawn += task.figures(folder / "figures" / session.label, *compared)
     if session.verb == "validate" and session.launch.calibrated:
         drawn += session.calibrate(folder, compared)
     return values | yardsticks, [*files, *drawn]

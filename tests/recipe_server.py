@@ -2,13 +2,15 @@
 
 One process imports everything, then forks for each line on its standard input: a JSON object with
 the recipe's name, its command line, the file that takes its output, how many processes share the
-run and, to die by SIGKILL at the n-th file operation under a folder, `kill_at` and `under`. It
-answers with the process ids, and with their exit statuses when all have ended.
+run, more `environment`, the bytes of the `largest_file` that the disk takes and, to die by SIGKILL
+at the n-th file operation under a folder, `kill_at` and `under`. It answers with the process ids,
+and with their exit statuses when all have ended.
 """
 
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -49,9 +51,13 @@ def work(order: dict, rank: int, port: int) -> None:
             "LOCAL_RANK": str(rank),
             "GLOO_SOCKET_IFNAME": "lo",
         }
+    os.environ |= order.get("environment", {})
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
+    if "largest_file" in order:
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"], most))
     if "kill_at" in order:
         die_at(order["kill_at"], order["under"])
     sys.argv = [order["recipe"], *order["argv"]]

@@ -112,14 +112,23 @@ class Server:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, name: str, *flags: str, processes: int = 1, **options) -> list[int]:
-        """The process ids of a run that has begun."""
+    def start(
+        self,
+        name: str,
+        *flags: str,
+        processes: int = 1,
+        recipe: str = "sequence_regression",
+        **options,
+    ) -> list[int]:
+        """The process ids of a run that has begun; after a verb, of one that applies run `name`."""
         self.log.write_text("")
-        data = str(self.folder / "rows.tsv")
-        argv = ["--data.path", data, "--out", str(self.folder), "--name", name]
+        verb, flags = (flags[0], flags[1:]) if flags and flags[0][0] != "-" else ("fit", flags)
+        argv = [verb, "--data.path", str(self.folder / "rows.tsv"), "--out", str(self.folder)]
+        argv += ["--data.split-col", "part"]
+        argv += ["--name", name] if verb == "fit" else ["--run", str(self.run_folder(name, recipe))]
         order = {
-            "recipe": "sequence_regression",
-            "argv": [*argv, "--data.split-col", "part", *flags],
+            "recipe": recipe,
+            "argv": [*argv, *flags],
             "log": str(self.log),
             "processes": processes,
             **options,
@@ -137,12 +146,16 @@ class Server:
         codes = set(self.end())
         return codes.pop() if len(codes) == 1 else -1
 
-    def run_folder(self, name: str) -> Path:
-        return self.folder / "sequence_regression" / name
+    def run_folder(self, name: str, recipe: str = "sequence_regression") -> Path:
+        return self.folder / recipe / name
 
-    def wait_for_metrics(self, name: str) -> None:
-        file, end = self.run_folder(name) / "metrics.jsonl", time.monotonic() + 60
-        while not (file.exists() and file.read_text()):
+    def wait_for_metrics(self, name: str, recipe: str = "sequence_regression") -> None:
+        self.wait_for(self.run_folder(name, recipe) / "metrics.jsonl")
+
+    def wait_for(self, file: Path) -> None:
+        """Until there is something in it."""
+        end = time.monotonic() + 60
+        while not (file.exists() and (file.is_dir() or file.read_text())):
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.01)
 
