@@ -377,8 +377,8 @@ class Fit:
         checkpoint.write_json(self.folder / "parts.json", {"parts": 2 * self.state.parts})
         return (
             f"step {self.state.step + 1}: process {self.accelerator.process_index} ran out of "
-            "memory while the others wait for it. Start again with --resume: batches are then computed in "
-            f"{2 * self.state.parts} parts"
+            "memory while the others wait for it. Start again with --resume: batches are then "
+            f"computed in {2 * self.state.parts} parts"
         )
 
     def add(self, values: dict[str, float]) -> None:

@@ -220,7 +220,7 @@ def test_what_is_not_finite_stops_before_the_weights_change(task_type, accumulat
 def test_a_command_that_met_nonsense_leaves_with_code_70(tmp_path, capsys):
     tiny.table(tmp_path)
     assert tiny.command(tmp_path, task=Poisoned) == 70
-    assert "rows of this step" in capsys.readouterr().err
+    assert "rows with a loss that is not finite" in capsys.readouterr().err
 
 
 class Unused(SequenceRegression):
