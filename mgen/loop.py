@@ -239,9 +239,9 @@ class Fit:
                         self.save()
                     elif train.save_every and state.step % train.save_every == 0:
                         self.save()
+                    self.check(signals)
                     if state.step >= self.total or state.stopped:
                         break
-                    self.check(signals)
                     self.unfreeze()
                     epoch, index, group, batches = next(stream)
                     row = self.step(group, batches)

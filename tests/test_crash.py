@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from sequence_regression import SequenceRegression
 from tiny import fresh_process  # noqa: F401
 
+from mgen.train import LOST
+
 FLAGS = (
     *("--train.max-steps", "30", "--train.save-every", "3", "--train.eval-every", "10"),
     *("--train.accumulate", "2", "--train.log-every", "4", "--backbone.dropout", "0.1"),
@@ -36,12 +38,13 @@ def whole(server):
     """Name and seconds of an uninterrupted run of each kind, made once."""
     made = {}
 
-    def get(kind: str) -> tuple[str, float]:
-        if kind not in made:
+    def get(kind: str, processes: int = 1) -> tuple[str, float]:
+        if (kind, processes) not in made:
             name, start = f"whole-{len(made)}", time.monotonic()
-            assert server.run(name, *KINDS[kind]) == 0, server.log.read_text()
-            made[kind] = name, time.monotonic() - start
-        return made[kind]
+            code = server.run(name, *KINDS[kind], processes=processes)
+            assert code == 0, server.log.read_text()
+            made[kind, processes] = name, time.monotonic() - start
+        return made[kind, processes]
 
     return get
 
@@ -68,21 +71,26 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert [name for name in a if a[name] != b[name]] == []
 
 
-def survives(server, whole, kind: str, name: str, kills: int, seed: int) -> None:
-    """Kill a run at `kills` random instants, resume each time, compare with one left alone."""
+def survives(
+    server, whole, kind: str, name: str, kills: int, seed: int, processes: int = 1
+) -> None:
+    """Kill a run at `kills` random instants, resume each time, compare with one left alone.
+
+    Of several processes one is killed, and the others end by themselves.
+    """
     draw = random.Random(seed)
-    reference, seconds = whole(kind)
+    reference, seconds = whole(kind, processes)
     for kill in range(kills):
-        if (kill + seed) % 2:  # by the clock
-            (child,) = server.start(name, *KINDS[kind], "--resume")
+        if processes > 1 or (kill + seed) % 2:  # by the clock
+            children = server.start(name, *KINDS[kind], "--resume", processes=processes)
             time.sleep(draw.uniform(0.2, 1.0) * seconds)
-            os.kill(child, signal.SIGKILL)
-            (code,) = server.end()
+            os.kill(draw.choice(children), signal.SIGKILL)
+            codes = server.end()
         else:  # at a file operation: while a checkpoint, a link, metrics or results are written
             place = {"under": str(server.run_folder(name)), "kill_at": draw.randrange(5, 150)}
-            code = server.run(name, *KINDS[kind], "--resume", **place)
-        assert code in (-signal.SIGKILL, 0), server.log.read_text()
-    code = server.run(name, *KINDS[kind], "--resume")
+            codes = [server.run(name, *KINDS[kind], "--resume", **place)]
+        assert {*codes} <= {-signal.SIGKILL, LOST, 0}, server.log.read_text()
+    code = server.run(name, *KINDS[kind], "--resume", processes=processes)
     assert code == 0, server.log.read_text()
     assert_equal_runs(server.run_folder(reference), server.run_folder(name))
 
@@ -93,10 +101,16 @@ def test_a_killed_run_ends_as_if_left_alone(kind, kills, server, whole):
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", ["full, no workers", "lora, two workers"])
 def test_a_run_killed_many_times_ends_as_if_left_alone(kind, seed, server, whole):
-    survives(server, whole, kind, f"many-{len(kind)}-{seed}", 4, seed)
+    survives(server, whole, kind, f"many-{len(kind)}-{seed}", 5, seed)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_of_two_processes_killed_many_times_ends_as_if_left_alone(seed, server, whole):
+    survives(server, whole, "full, no workers", f"two-{seed}", 5, seed, processes=2)
 
 
 @pytest.mark.crash
