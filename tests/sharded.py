@@ -39,7 +39,7 @@ from mgen.predictions import Writer
 # Each backbone, options of it, and the settings of its training.
 KINDS = {
     "rnabert": ("aido_dna_debug", {"dropout": 0.1, "random_weights": True}, {"max_steps": 2}),
-    "dense": ("aido_protein_debug", {"dropout": 0.0, "random_weights": True}, {}),
+    "dense": ("aido_protein_debug", {"dropout": 0.0, "random_weights": True}, {"accumulate": 4}),
     "experts": ("FOLDER/experts", {"dropout": 0.0}, {}),
     "esm": (
         "FOLDER/esm",
@@ -56,13 +56,14 @@ KINDS = {
 
 
 def settings(folder: Path, kind: str, processes: int):
-    """24 rows are 5 batches of at most 5: a step takes two, whatever the number of processes."""
+    """24 rows are 5 batches of at most 5: a step takes `accumulate`, over all processes."""
     name, options, train = KINDS[kind]
-    train = {"max_steps": 1, "batch_size": 5, "save_every": 1, "keep": 9} | train
+    train = {"max_steps": 1, "batch_size": 5, "save_every": 1, "keep": 9, "accumulate": 2} | train
+    train["accumulate"] //= processes
     return tiny.sequence_regression.Config(
         backbone=tiny.backbone(name.replace("FOLDER", str(folder)), **options),
         data=Table(path=str(folder / "rows.tsv"), split_col="part"),
-        train=tiny.Train(lr=1e-3, workers=0, accumulate=2 // processes, log_every=1, **train),
+        train=tiny.Train(lr=1e-3, workers=0, log_every=1, **train),
     )
 
 
