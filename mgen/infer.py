@@ -1,6 +1,7 @@
 """One pass over rows without training: metrics, predictions or both; and what training shares."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -101,9 +102,11 @@ def infer(
     made = load([batch for _, batch, _ in todo], workers)
     # What is gathered in inference mode could not be trained afterwards.
     without_gradients = torch.no_grad() if is_sharded else torch.inference_mode()
-    with without_gradients, progress(split, len(todo)) as bar, together():
+    # One that leaves a pass cannot meet the others after it: the launcher ends them.
+    ends = nullcontext() if is_sharded else together()
+    with without_gradients, progress(split, len(todo)) as bar, ends:
         for done, ((block, planned, last), batch) in enumerate(zip(todo, made, strict=True)):
-            check()
+            sharding.check_together(check) if is_sharded else check()
             if not planned.counts:
                 with accelerator.autocast():
                     task.averaged(batch)

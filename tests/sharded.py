@@ -10,6 +10,7 @@ What they see goes to files in FOLDER.
 import json
 import os
 import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -25,13 +26,14 @@ import torch.distributed.tensor  # noqa: F401
 import torchmetrics  # noqa: F401
 import transformers  # noqa: F401
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from recipe_server import free_port
 from safetensors.torch import save_file
 
 from mgen import checkpoint, pieces
 from mgen.data import Table
 from mgen.engine import sharding
+from mgen.engine.processes import Interrupted, Signals
 from mgen.infer import infer
 from mgen.loop import Fit
 from mgen.predictions import Writer
@@ -130,6 +132,7 @@ def predict(run: Fit, file: Path) -> None:
         file.parent.mkdir()
         writer.start(fresh=True)
     run.accelerator.wait_for_everyone()
+    assert stopped(run, rank=1) == [signal.SIGTERM] * 2
     values, _ = infer(
         run.task, run.rows, "test", run.lengths, run.train, run.accelerator,
         metrics=run.task.metrics(), writer=writer,
@@ -138,6 +141,21 @@ def predict(run: Fit, file: Path) -> None:
     if run.accelerator.is_main_process:
         writer.finish()
         file.with_suffix(".json").write_text(json.dumps(values))
+
+
+def stopped(run: Fit, rank: int) -> list[int]:
+    """The signals that end a pass in each process when one of them gets SIGTERM."""
+    number = 0
+    with Signals() as signals:
+        signals.number = signal.SIGTERM if run.accelerator.process_index == rank else 0
+        try:
+            infer(
+                run.task, run.rows, "test", run.lengths, run.train, run.accelerator,
+                metrics=run.task.metrics(), check=signals.check,
+            )  # fmt: skip
+        except Interrupted as error:
+            number = error.number
+    return gather_object([number])
 
 
 def three(rank: int, folder: Path) -> None:

@@ -7,12 +7,14 @@ done here, so that it is the same on GPUs and, for tests, on CPUs.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from mgen.config import InputError
+from mgen.engine.processes import Interrupted
 
 CONFIG = "recipes/configs/accelerate/gpu8_fsdp2.yaml"
 
@@ -132,6 +134,19 @@ def is_sharded(model) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
+
+
+def check_together(check: Callable[[], None]) -> None:
+    """`check`, whose Interrupted in one process is raised in all, at the same place."""
+    from accelerate.utils import gather_object
+
+    stop = None
+    try:
+        check()
+    except Interrupted as error:
+        stop = error
+    if found := [error for error in gather_object([stop]) if error]:
+        raise found[0]
 
 
 def settle(model: nn.Module) -> None:
