@@ -691,14 +691,14 @@ def test_a_run_with_a_cache_learns_what_one_without_does_and_says_what_it_found(
     runs = tmp_path / "runs" / "sequence_regression"
     assert np.allclose(tsv(runs / "a", "test.tsv"), tsv(runs / "b", "test.tsv"), atol=1e-5)
     # 24 training rows twice; 9 validation rows in two evaluations and once for the calibration.
-    line = "backbone.cache: 42 outputs looked up, 40 computed, 40 of them kept"
+    line = "backbone.cache: 42 outputs (every token) looked up, 40 computed, 40 of them kept"
     assert capsys.readouterr().out.count(line) == 1
     for name in ("a", "b"):
         assert "cache:" not in (runs / name / "config.yaml").read_text()
     texts = [(runs / name / "config.yaml").read_text() for name in ("a", "b")]
     assert texts[0] == texts[1]
     assert command(tmp_path, "predict", "--run", str(runs / "b"), "--split", "test") == 0
-    assert "7 outputs looked up, 0 computed" in capsys.readouterr().out
+    assert "7 outputs (every token) looked up, 0 computed" in capsys.readouterr().out
 
 
 def test_classes_are_pooled_as_well(tmp_path, capsys):
@@ -735,9 +735,10 @@ def test_embeddings_are_those_without_a_cache(pool, tmp_path, capsys):
     tiny.table(tmp_path)
     kept = ("--backbone.cache", str(tmp_path / "cache"))
     plain = embedded(tmp_path, "a", "--pool", pool)
-    for name, line in (("b", "0 outputs looked up, 40"), ("c", "40 outputs looked up, 0")):
+    for name, found in (("b", 0), ("c", 40)):
         assert np.array_equal(embedded(tmp_path, name, "--pool", pool, *kept), plain)
-        assert f"{line} computed" in capsys.readouterr().out
+        said = f"{found} outputs ({pool}, no special tokens) looked up, {40 - found} computed"
+        assert said in capsys.readouterr().out
 
 
 def test_other_layers_are_computed_aloud(tmp_path, capsys):

@@ -127,12 +127,13 @@ class OutputCache:
     def summary(self, counts: Counter[str]) -> str:
         """`counts`, of this process or summed over several, in words."""
         kept = f"{counts['kept']:,} of them kept ({counts['bytes'] / 1e6:,.1f} MB)"
-        text = f"{counts['found']:,} outputs looked up, {counts['computed']:,} computed, {kept}"
+        text = f"{counts['found']:,} outputs ({self.pooled or 'every token'}) looked up, "
+        text += f"{counts['computed']:,} computed, {kept}"
         if counts["lost"]:
             text += f", {counts['lost']:,} not"
         if counts["damaged"]:
             text += f"; {counts['damaged']:,} entries were damaged"
-        return f"{text}; {self.pooled or 'every token'}"
+        return text
 
     def note(self, text: str) -> None:
         """Say something once."""
