@@ -7,6 +7,7 @@
     mgen run RECIPE [verb] [flags]  is python recipes/RECIPE.py [verb] [flags]
     mgen export RUN DIR [flags]     a run as a folder that loads anywhere, or on the hub; --help
     mgen sweep FILE [flags]         many runs of a recipe: a grid, random draws, Optuna; --help
+    mgen doctor [flags]             versions, devices, launcher, caches; --json, --clear NAME
     mgen repro [EXPERIMENT]         run a published experiment, got against expected; without a
                                     name those that have no result yet, and docs/results.md
 
@@ -122,6 +123,13 @@ def sweep(words: Sequence[str]) -> None:
     from mgen.commands.sweep import sweep  # loads torch
 
     sweep(words)
+
+
+def doctor(words: Sequence[str]) -> None:
+    """Say what this machine has."""
+    from mgen.commands.doctor import doctor
+
+    doctor(words)
 
 
 # --------------------------------------------------------------------------- what there is
@@ -245,6 +253,7 @@ COMMANDS = {
     "run": run,
     "export": export,
     "sweep": sweep,
+    "doctor": doctor,
     "repro": repro,
 }
 

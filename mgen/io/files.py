@@ -42,6 +42,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MGEN_CACHE") or "~/.cache/mgen").expanduser()
 
 
+def kept_files() -> dict[str, list[Path]]:
+    """The files that `kept` has made, by kind."""
+    found: dict[str, list[Path]] = {}
+    for note in sorted(cache_folder().glob("*/.*.size")):
+        file = note.with_name(note.name.removeprefix(".").removesuffix(".size"))
+        if file.is_file():
+            found.setdefault(file.parent.name, []).append(file)
+    return found
+
+
+def clear_cache() -> int:
+    """Delete what `kept` has made and nothing else; returns the bytes freed."""
+    freed = 0
+    for file in [file for files in kept_files().values() for file in files]:
+        freed += file.stat().st_size
+        file.unlink(missing_ok=True)
+        file.with_name(f".{file.name}.size").unlink(missing_ok=True)
+    return freed
+
+
 def content_digest(path: Path) -> str:
     """The sha256 of a file's content. Raises InputError if it cannot be read.
 
