@@ -16,8 +16,8 @@ from mgen.report import console
 
 Name = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
-# The whole of MLflow wants an older pyarrow than mgen; its client does not.
-PACKAGES = {"mlflow": "mlflow-skinny"}
+# The whole of MLflow wants an older pyarrow than mgen; its client and a database do not.
+PACKAGES = {"mlflow": ("mlflow-skinny", "sqlalchemy", "alembic")}
 PLACES = {"trackio": "TRACKIO_DIR", "wandb": "WANDB_MODE", "mlflow": "MLFLOW_TRACKING_URI"}
 LOOK = {
     "tensorboard": "tensorboard --logdir {folder}",
@@ -30,12 +30,13 @@ LOOK = {
 def check(names: Iterable[Name]) -> None:
     """Raises InputError if the package of a tracker is not installed."""
     for name in names:
-        package = PACKAGES.get(name, name)
+        packages = PACKAGES.get(name, (name,))
         try:
-            version(package)  # not find_spec: a folder of that name would do for it
-        except PackageNotFoundError:
+            for package in packages:
+                version(package)  # not find_spec: a folder of that name would do for it
+        except PackageNotFoundError as error:
             raise InputError(
-                f"--tracker {name}: {package} is not installed: pip install {package}"
+                f"--tracker {name}: {error.name} is not installed: pip install {' '.join(packages)}"
             ) from None
 
 

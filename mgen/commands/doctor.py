@@ -60,7 +60,7 @@ def attempt(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return part()
     except Exception as error:  # whatever it is, the other parts are wanted
-        return {"wrong": f"{type(error).__name__}: {error}"}
+        return {"wrong": " ".join(f"{type(error).__name__}: {error}".split())}
 
 
 # --------------------------------------------------------------------------- parts
