@@ -13,8 +13,7 @@ from conftest import ROOT
 from mgen import cli, experiments
 from mgen.config import from_yaml
 
-CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*/*.yaml"))
-FILES = [file for file in CONFIGS if file.parent.name != "accelerate"]
+FILES = sorted(experiment.file for experiment in experiments.experiments().values())
 RECIPE = """
 import json, sys
 from pathlib import Path
