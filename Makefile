@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 RECIPES := $(patsubst recipes/%.py,%,$(wildcard recipes/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo list repro results docs examples test golden slow crash-test check format smoke bench \
+.PHONY: help setup demo list doctor sweep repro results docs examples test golden slow crash-test check format smoke bench \
 	new-recipe $(RECIPES)
 
 help: ## this list
@@ -32,6 +32,13 @@ demo: $(READY) ## train and test on bundled data, a minute on a CPU
 
 list: $(READY) ## backbones, adapters, data sets, recipes
 	$(BIN)/mgen list
+
+doctor: $(READY) ## versions, devices, launcher, caches, what is offline
+	$(BIN)/mgen doctor $(ARGS)
+
+sweep: $(READY) ## what is missing of a sweep: make sweep SWEEP=recipes/configs/sweeps/promoters.yaml
+	@test -n '$(SWEEP)' || { echo 'make sweep SWEEP=<a file as in docs/sweeps.md>' >&2; exit 2; }
+	$(BIN)/mgen sweep $(SWEEP) $(ARGS)
 
 repro: $(READY) ## one published experiment: make repro EXP=flip_gb1_two_vs_rest
 	@test -n '$(EXP)' || { $(BIN)/mgen list experiments; \

@@ -24,6 +24,14 @@ SHOWN = re.compile(
 )
 
 UNFREEZE = "0: [adapter.*]\n1: [backbone.encoder.encoder.layer.1.*]\n2: [backbone.*]\n"
+SWEEP = """recipe: sequence_regression
+flags: --data promoters.tsv --data.y-cols strength --train.epochs 2
+search: grid
+metric: spearman
+vary:
+  adapter: [mean_pool_mlp, conv]
+  train.lr: [1e-3, 1e-2]
+"""
 
 
 def pages() -> list[Path]:
@@ -93,6 +101,7 @@ def write_examples(folder: Path) -> None:
     ]
     (folder / "new.vcf").write_text("##fileformat=VCFv4.2\n" + "\n".join(records) + "\n")
     (folder / "unfreeze.yaml").write_text(UNFREEZE)
+    (folder / "sweep.yaml").write_text(SWEEP)
 
 
 def refresh(page: Path) -> None:
