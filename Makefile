@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 RECIPES := $(patsubst recipes/%.py,%,$(wildcard recipes/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo list doctor sweep repro results docs examples test golden slow crash-test check format smoke bench \
+.PHONY: help setup demo list doctor sweep repro results docs examples test golden slow crash-test check format smoke bench bench-gpu \
 	new-recipe $(RECIPES)
 
 help: ## this list
@@ -84,6 +84,9 @@ smoke: $(READY) ## every recipe, two steps
 
 bench: $(READY) ## speed and memory, as JSON
 	$(OFFLINE) $(BIN)/python -m tests.benchmarks
+
+bench-gpu: $(READY) ## training and embedding on a GPU, as JSON
+	$(OFFLINE) $(BIN)/python -m tests.benchmarks.gpu
 
 new-recipe: ## start recipes/$(NAME).py from sequence_regression: make new-recipe NAME=my_task
 	@echo '$(NAME)' | grep -qE '^[a-z][a-z0-9_]*$$' || \

@@ -24,6 +24,8 @@ from tests.benchmarks.cache import cache
 from tests.benchmarks.loading import loading
 from tests.benchmarks.moe import moe
 from tests.benchmarks.mutants import dependency_map, scan
+from tests.benchmarks.packing import packing
+from tests.benchmarks.processes import processes
 from tests.benchmarks.tables import large_table, words
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,8 @@ def main() -> None:
             "training": training(table),
             "embedding": embedding(table),
             "cache": cache(),
+            "packing": packing(Path(folder) / "esm2_8m"),
+            "processes": processes(table, Path(folder) / "runs"),
             "memory": memory(Path(folder)),
             "table": large_table(),
             "words": words(Path(folder) / "words"),
@@ -55,6 +59,7 @@ def main() -> None:
         "list_cpu_s <= 0.5": report["start"]["list_cpu_s"] <= 0.5,
         "help_over_torch_cpu_s <= 0.4": report["start"]["help_over_torch_cpu_s"] <= 0.4,
         "first_step_over_imports <= 2": report["start"]["first_step_over_imports"] <= 2,
+        "embed >= 5 x padded in file order": report["packing"]["padded_over_embed"] >= 5,
         "padding_efficiency >= 0.95": report["training"]["padding_efficiency"] >= 0.95,
         "fit_over_plain_loop <= 1.05": report["training"]["fit_over_plain_loop"] <= 1.05,
         "cache: without_over_later >= 20": all(
