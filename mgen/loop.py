@@ -32,7 +32,7 @@ from mgen.engine.throughput import Work, speed
 from mgen.infer import batch_seed, infer, summed
 from mgen.report import console, number, progress, warn
 from mgen.task import Task
-from mgen.tuning import Tuning, check_rates, join, lr_factor
+from mgen.tuning import Tuning, anew, check_rates, join, lr_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,6 +367,7 @@ class Fit:
                 "--backbone.max-length, or use a device with more memory"
             )
         state.parts *= 2
+        self.model, self.optimiser = anew(self.accelerator, self.model, self.optimiser)
         warn(
             f"step {state.step + 1}: out of memory. Each batch is computed in {state.parts} parts "
             "from here on, which gives the same steps; --estimate says what would fit"

@@ -144,9 +144,19 @@ def join(
         optimiser.add_param_group(group)
     count = sum(p.numel() for group in groups for p in group["params"])
     console.print(f"{count:,} more parameters train from here on")
-    if accelerator.num_processes == 1:
+    return anew(accelerator, model, optimiser)
+
+
+def anew(
+    accelerator, model: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimiser with a new DDP around the model.
+
+    One waits for gradients of the parameters that trained when it was made, and after a forward
+    pass for those of that pass.
+    """
+    if accelerator.num_processes == 1 or is_sharded(model):
         return model, optimiser
-    # DDP waits for gradients of the parameters that trained when it was made, so it is made anew.
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
     return accelerator.prepare(bare, optimiser.optimizer)
