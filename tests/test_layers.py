@@ -37,7 +37,7 @@ LAYERS = {
         "config",
         "report",
     },
-    "engine": {"data", "checkpoint", "config", "report"},
+    "engine": {"data", "checkpoint", "pieces", "config", "report"},
     "infer": {"engine", "task", "predictions", "data", "metrics", "config", "report"},
     "hub": {"config"},
     "runs": {"engine", "checkpoint", "hub", "config", "report"},

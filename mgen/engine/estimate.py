@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgen import pieces
 from mgen.engine.throughput import speed
 
 STEPS = 5  # measured, after a first one that is left out
@@ -133,7 +134,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _size(tensors: list[Any]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(pieces.own(t).numel() * t.element_size() for t in tensors)
 
 
 def _count(tensors: list[Tensor]) -> int:
