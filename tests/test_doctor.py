@@ -143,3 +143,28 @@ def test_the_processes_of_the_launcher_are_really_counted(tmp_path, monkeypatch,
     (home / default_config.name).write_text(text)
     monkeypatch.setenv("HF_HOME", str(home.parent))
     assert doctor.launcher()["processes it starts"] == "1"
+
+
+def test_outputs_of_backbones_are_listed_and_cleared_and_nothing_beside_them(
+    home, tmp_path, monkeypatch, capsys
+):
+    from mgen.backbones import load_backbone
+
+    folder = tmp_path / "outputs"
+    for length in (10, 20):
+        options = {"random_weights": True, "frozen": True, "cache": str(folder)}
+        load_backbone("aido_dna_debug", max_length=length, **options).embed(["ACGT"])
+    (folder / "mine.txt").write_text("not made by mgen")
+    listed = mgen(monkeypatch, capsys, "--json", "--cache", str(folder))[1]
+    found = {k: v for k, v in json.loads(listed)["caches"].items() if "holds" in v}
+    assert sorted(v["holds"].split(", ")[1] for v in found.values()) == [
+        *("max_length 10", "max_length 20")
+    ]
+    assert all(entry["bytes"] >= 6 * 64 * 4 for entry in found.values())  # tokens, width, float32
+    one = min(found).removeprefix("outputs ")
+    assert mgen(monkeypatch, capsys, "--clear", str(folder / one))[0] == 0
+    assert not (folder / one).exists() and len([*folder.glob("*/namespace.json")]) == 1
+    assert mgen(monkeypatch, capsys, "--clear", str(folder))[0] == 0
+    assert not [*folder.glob("*/namespace.json")] and (folder / "mine.txt").exists()
+    code, _, err = mgen(monkeypatch, capsys, "--clear", str(folder))
+    assert code == 2 and "no outputs of a backbone there" in err

@@ -7,7 +7,8 @@ import tiny
 import torch
 from tiny import fresh_process  # noqa: F401
 
-from mgen.engine.estimate import Kept, _bytes, _time, memory
+from mgen.engine.estimate import Kept, _time, memory
+from mgen.report import size
 
 
 def estimated(tmp_path, capsys, *flags) -> dict[str, str]:
@@ -20,11 +21,11 @@ def estimated(tmp_path, capsys, *flags) -> dict[str, str]:
 def test_an_estimate_counts_each_part_of_memory_and_leaves_nothing_behind(tmp_path, capsys):
     found = {key: value.strip() for key, value in estimated(tmp_path, capsys).items()}
     count, trained = (int(word.replace(",", "")) for word in found["parameters"].split()[:4:3])
-    assert found["weights"] == _bytes(4 * count)
-    assert found["gradients"] == _bytes(4 * trained)
+    assert found["weights"] == size(4 * count)
+    assert found["gradients"] == size(4 * trained)
     # AdamW: two moments of each number, and a step count of each tensor.
     tensors = sum(p.requires_grad for p in tiny.prepared(tiny.settings(tmp_path))[0].parameters())
-    assert found["optimiser"] == _bytes(8 * trained + 4 * tensors)
+    assert found["optimiser"] == size(8 * trained + 4 * tensors)
     assert found["epoch"].endswith("6 steps") and found["run"].endswith("12 steps")
     assert not (tmp_path / "runs").exists()
 
@@ -55,7 +56,7 @@ def test_what_autograd_keeps_is_counted_once_without_weights():
 
 
 def test_sizes_and_times_are_said_in_units_of_their_own():
-    assert [_bytes(n) for n in (0, 999, 1000, 2.5e9, 3e12)] == [
+    assert [size(n) for n in (0, 999, 1000, 2.5e9, 3e12)] == [
         *("0 bytes", "999 bytes", "1 kB", "2.5 GB", "3 TB")
     ]
     assert [_time(n) for n in (1.234, 90, 7200)] == ["1.23 s", "1.5 min", "2 h"]

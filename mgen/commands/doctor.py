@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import tyro
 
 from mgen.config import InputError, nearest
 from mgen.io.files import cache_folder, clear_cache, kept_files
-from mgen.report import print_table
+from mgen.report import print_table, size
 
 PACKAGES = ("torch", "accelerate", "transformers", "datasets", "peft", "torchmetrics", "tyro")
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -36,7 +38,8 @@ class Options:
     """Print what this machine has; docs/runs.md says how caches are cleared."""
 
     json: bool = False  # print JSON instead of tables
-    clear: str = ""  # delete a cache: mgen, hub, or one repository of the hub
+    cache: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # folder of --backbone.cache to look at
+    clear: str = ""  # delete a cache: mgen, hub, one repository of the hub, a folder of outputs
 
 
 def doctor(words: Sequence[str]) -> None:
@@ -45,9 +48,10 @@ def doctor(words: Sequence[str]) -> None:
     if options.clear:
         freed = clear(options.clear)
         said = json.dumps({"cleared": options.clear, "bytes": freed})
-        print(said if options.json else f"{options.clear}: {_size(freed)} freed")
+        print(said if options.json else f"{options.clear}: {size(freed)} freed")
         return
-    found = {name: attempt(part) for name, part in PARTS.items()}
+    parts = PARTS | {"caches": partial(caches, options.cache)}
+    found = {name: attempt(part) for name, part in parts.items()}
     if options.json:
         print(json.dumps(found, indent=1))
         return
@@ -133,21 +137,29 @@ def launcher() -> dict[str, Any]:
     return found
 
 
-def caches() -> dict[str, Any]:
-    """Sizes of the caches, and how each is cleared."""
+def caches(outputs: Sequence[str] = ()) -> dict[str, Any]:
+    """Sizes of the caches, and how each is cleared; `outputs` are folders of --backbone.cache."""
     hub, datasets = _hub_folders()
     found: dict[str, Any] = {
         "mgen": {"folder": str(cache_folder()), "clear": "mgen doctor --clear mgen"}
     }
     for kind, files in kept_files().items():
-        size = sum(file.stat().st_size for file in files)
-        found[f"mgen {kind}"] = {"files": len(files), "bytes": size}
+        total = sum(file.stat().st_size for file in files)
+        found[f"mgen {kind}"] = {"files": len(files), "bytes": total}
     found["hub"] = {"folder": str(hub), "clear": "mgen doctor --clear hub, or its repository"}
     if hub.is_dir():
         for repo in sorted(_scan(hub).repos, key=lambda repo: -repo.size_on_disk):
             found[f"hub {repo.repo_id}"] = {"kind": repo.repo_type, "bytes": repo.size_on_disk}
-    size = sum(f.stat().st_size for f in datasets.rglob("*") if f.is_file() and not f.is_symlink())
-    found["datasets"] = {"folder": str(datasets), "bytes": size, "clear": "delete the folder"}
+    total = sum(f.stat().st_size for f in datasets.rglob("*") if f.is_file() and not f.is_symlink())
+    found["datasets"] = {"folder": str(datasets), "bytes": total, "clear": "delete the folder"}
+    for folder in outputs:
+        from mgen.backbones.cache import sizes
+
+        found[f"outputs {folder}"] = {"clear": f"mgen doctor --clear {folder}, or with /NAME"}
+        for held in sizes(folder):
+            used = time.strftime("last used %Y-%m-%d", time.gmtime(held.last_used))
+            facts = {"holds": held.description, "bytes": held.bytes, "used": used}
+            found[f"outputs {held.namespace}"] = facts
     return found
 
 
@@ -203,10 +215,13 @@ PARTS = {
 def clear(name: str) -> int:
     """Delete what mgen has made in its cache, or repositories of the hub's; the bytes freed.
 
-    Raises InputError for a name that is none of these.
+    Also a folder of --backbone.cache, or one network's outputs in it. Raises InputError for a name
+    that is none of these.
     """
     if name == "mgen":
         return clear_cache()
+    if Path(name).is_dir():
+        return _clear_outputs(Path(name))
     hub, _ = _hub_folders()
     repos = list(_scan(hub).repos) if hub.is_dir() else []
     chosen = [repo for repo in repos if name in ("hub", repo.repo_id)]
@@ -219,6 +234,22 @@ def clear(name: str) -> int:
     deletion = _scan(hub).delete_revisions(*revisions)
     deletion.execute()
     return deletion.expected_freed_size
+
+
+def _clear_outputs(folder: Path) -> int:
+    from mgen.backbones import cache
+
+    is_one = (folder / cache.FACTS).exists()
+    place, namespace = (folder.parent, folder.name) if is_one else (folder, None)
+    if not cache.sizes(place):
+        raise InputError(f"--clear {folder}: no outputs of a backbone there; nothing was deleted")
+    freed, left = cache.clear(place, namespace)
+    if left:
+        raise InputError(
+            f"--clear {folder}: {size(freed)} freed, but a run uses {', '.join(left)}: try again "
+            "when it has ended"
+        )
+    return freed
 
 
 def _scan(hub: Path):
@@ -274,15 +305,7 @@ def _text(value: Any) -> str:
         return str(value)
     named = {"free": "{} free", "files": "{} files", "clear": "to clear: {}"}
     texts = [
-        named.get(key, "{}").format(_size(item) if key in ("bytes", "free") else item)
+        named.get(key, "{}").format(size(item) if key in ("bytes", "free") else item)
         for key, item in value.items()
     ]
     return ", ".join(texts)
-
-
-def _size(count: int) -> str:
-    """Bytes in three digits: 1.21 GB."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"

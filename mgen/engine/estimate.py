@@ -1,6 +1,5 @@
 """What a run will need, from a few of its own steps: memory by part, room for batches, time."""
 
-import math
 import os
 import statistics
 import time
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from mgen import pieces
 from mgen.engine.throughput import speed
+from mgen.report import size
 
 STEPS = 5  # measured, after a first one that is left out
 
@@ -47,9 +47,9 @@ def estimate(fit) -> list[dict[str, str]]:
     count = sum(p.numel() for p in parameters)
     return [
         {"estimate": "parameters", "value": f"{count:,}, of which {_count(trained):,} train"},
-        *({"estimate": part, "value": _bytes(size)} for part, size in sizes.items()),
-        {"estimate": "activations", "value": f"{_bytes(most)} for a batch of {at_once:,} tokens"},
-        {"estimate": "memory", "value": f"{_bytes(fixed + most)} of {_bytes(free)} there is"},
+        *({"estimate": part, "value": size(held)} for part, held in sizes.items()),
+        {"estimate": "activations", "value": f"{size(most)} for a batch of {at_once:,} tokens"},
+        {"estimate": "memory", "value": f"{size(fixed + most)} of {size(free)} there is"},
         {"estimate": "batch that fits", "value": f"{fits:,} tokens at once (--train.batch-tokens)"},
         {"estimate": "step", "value": f"{step:.3g} s, median of {len(seconds)}; {shown}"},
         {"estimate": "speed", "value": f"{rate:,.0f} tokens/s without padding"},
@@ -139,11 +139,6 @@ def _size(tensors: list[Any]) -> int:
 
 def _count(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
-
-
-def _bytes(size: float) -> str:
-    power = min(int(math.log10(max(size, 1)) // 3), 4)
-    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _time(seconds: float) -> str:
