@@ -125,6 +125,28 @@ def test_a_batch_of_padding_alone_gives_zeros(back_end):
     assert network(batch).abs().sum() == 0
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_varlen_on_a_gpu_gives_what_padded_rows_give_in_half_precision(is_compiled):
+    torch.manual_seed(0)
+    network = load_backbone("esm2_8m", random_weights=True, dtype="bfloat16").cuda()
+    rows = [("ACDEFGHIKLMNPQRSTVWY" * 20)[:length] for length in (400, 31, 250, 7, 120)]
+    batch = {name: tensor.cuda() for name, tensor in network.tokenize(rows).items()}
+    real, found = batch["attention_mask"].bool(), {}
+    if is_compiled:
+        memory.compile_blocks(network)
+    for name in ("sdpa", "varlen"):
+        network.use_attention(name)
+        network.zero_grad()
+        hidden = network(batch)
+        hidden[real].square().mean().backward()
+        gradient = network.encoder.encoder.layer[0].attention.self.query.weight.grad
+        found[name] = hidden[real].detach(), gradient.float().clone()
+    assert network.notice == ""
+    for ours, theirs in zip(found["varlen"], found["sdpa"], strict=True):
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm()  # of bf16
+
+
 # --------------------------------------------------------------------------- which one when
 
 
