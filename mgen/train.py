@@ -263,6 +263,7 @@ class Session:
 
     def join(self) -> None:
         """Take this process's place among those of the launcher; only the first one talks."""
+        sharding.refuse_deepspeed()
         self.accelerator = processes.join(self.cfg.train.mixed_precision)
         sharding.check(self.accelerator)
         self.is_main = self.accelerator.is_main_process

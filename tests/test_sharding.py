@@ -188,6 +188,23 @@ def test_a_missing_piece_is_said_and_the_checkpoint_before_is_used(folder, tmp_p
     assert checkpoint.newest(copied).name == "step-1"
 
 
+@pytest.mark.parametrize("call", [0, 1])
+def test_a_process_that_dies_while_all_save_leaves_the_checkpoint_before(call, tmp_path):
+    answers = [[None, None], [{}, {}]]  # of two processes: the folder is there, what they wrote
+
+    def gather(own):
+        if len(answers) == 2 - call:
+            raise RuntimeError("another process has died")
+        return answers.pop(0)
+
+    tensors = {"model": {"weight": torch.ones(3)}}
+    checkpoint.save(tmp_path, 1, tensors, {})
+    with pytest.raises(RuntimeError, match="has died"):
+        checkpoint.save(tmp_path, 2, tensors, {}, gather=gather)
+    assert checkpoint.recover(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
 # --------------------------------------------------------------------------- refusals
 
 
@@ -198,6 +215,14 @@ def test_fsdp_on_a_cpu_is_refused_before_anything_is_written(tmp_path, monkeypat
     tiny.table(tmp_path)
     assert tiny.command(tmp_path, "fit") == 2
     assert "Accelerate would not shard" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_deepspeed_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    tiny.table(tmp_path)
+    assert tiny.command(tmp_path, "fit") == 2
+    assert "FSDP2 shards the same" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs").exists()
 
 
