@@ -245,7 +245,7 @@ def restore(task: nn.Module, tensors: dict, saved: dict, path: Path, sha256: str
         raise InputError(f"{path}: does not fit these settings, first at {wrong}")
     with torch.no_grad():
         for name, value in trained(task).items():
-            value.copy_(pieces.place(state[name], value))
+            pieces.own(value).copy_(pieces.cut(state[name], value))
 
 
 def split_lora(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -26,15 +26,21 @@ def own(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_piece(tensor) else tensor
 
 
+def cut(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this process would hold of a whole tensor that lay as `like` does."""
+    if not is_piece(like) or tensor.shape != like.shape:
+        return tensor
+    size = -(-len(tensor) // like.device_mesh.size())
+    start = like.device_mesh.get_local_rank() * size
+    return tensor[start : start + size]
+
+
 def place(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor on the device of `like`, and of one in pieces only this process's piece."""
     if not is_piece(like) or tensor.shape != like.shape:
         return tensor.to(like.device)
     from torch.distributed.tensor import DTensor
 
-    mesh, size = like.device_mesh, -(-len(tensor) // like.device_mesh.size())
-    start = mesh.get_local_rank() * size
-    local = tensor[start : start + size].to(like.device, copy=True)  # lets go of the whole
-    return DTensor.from_local(
-        local, mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
-    )
+    local = cut(tensor, like).to(like.device, copy=True)  # lets go of the whole
+    mesh, shape, stride = like.device_mesh, like.shape, like.stride()
+    return DTensor.from_local(local, mesh, like.placements, shape=shape, stride=stride)
