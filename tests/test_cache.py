@@ -590,6 +590,7 @@ def test_sizes_and_clear_tell_and_delete_what_a_cache_holds(folder):
         states(network)
     (folder / "notes").mkdir()
     (folder / "notes" / "thesis.txt").write_text("all of it")
+    (folder / "notes" / "namespace.json").write_text("[]")
     newest, older = sizes(folder)
     assert newest.description == f"{DEBUG}, max_length 100, bfloat16, every token"
     assert older.description == f"{DEBUG}, max_length 512, float32, every token"

@@ -436,7 +436,7 @@ def sizes(folder: str | Path) -> list[Size]:
     """What a cache holds, the most recently used first."""
     found = []
     for namespace in _namespaces(Path(folder)):
-        facts = json.loads((namespace / FACTS).read_text())
+        facts = _facts(namespace)
         kept = f"{facts['kept_as'].removeprefix('torch.')}, {facts['pooled'] or 'every token'}"
         text = f"{facts['backbone']}, max_length {facts['max_length']}, {kept}"
         segments = [(0, (namespace / FACTS).stat().st_mtime), *map(_measured, _stems(namespace))]
@@ -468,7 +468,16 @@ def clear(folder: str | Path, namespace: str | None = None) -> tuple[int, list[s
 
 
 def _namespaces(folder: Path) -> list[Path]:
-    return sorted(file.parent for file in folder.glob(f"*/{FACTS}"))
+    return [file.parent for file in sorted(folder.glob(f"*/{FACTS}")) if _facts(file.parent)]
+
+
+def _facts(namespace: Path) -> dict[str, Any]:
+    """What `FACTS` says; nothing if that is none of ours."""
+    with suppress(OSError, ValueError):
+        found = json.loads((namespace / FACTS).read_text())
+        if isinstance(found, dict) and {"backbone", "kept_as", "pooled"} <= found.keys():
+            return found
+    return {}
 
 
 def _stems(namespace: Path) -> list[Path]:
