@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,8 @@ def test_half_known_batches_give_stored_values_for_known_rows(folder):
 
 def test_equal_rows_of_a_batch_are_kept_once(folder):
     network = load(folder)
+    encode = network.encode
+    network.encode = lambda batch, collect=None: encode(batch, collect) + torch.randn(3, 1, 1)
     first = states(network, ["ACGT", "ACGT", "GG"])
     assert network.cache.counts["kept"] == 2
     assert torch.equal(states(network, ["ACGT", "ACGT", "GG"]), first)
@@ -257,6 +260,18 @@ def test_weights_changed_in_place_miss(folder):
     assert counts(network) == (0, 8) and not torch.equal(before, after)
 
 
+def test_weights_rounded_where_they_lie_miss(folder):
+    network = load(folder)
+    before = states(network)
+    assert {*network.cache.written} == {"parameters", "buffers"}
+    network.to("cpu")
+    assert {*network.cache.written} == {"parameters", "buffers"}  # nothing was moved
+    network.half()
+    assert "parameters" not in network.cache.written  # the next may lie where these were
+    after = states(network.float())
+    assert counts(network) == (0, 8) and not torch.equal(before, after)
+
+
 def test_other_alignments_and_structures_miss(folder, tmp_path):
     name, _ = rag(tmp_path)
     network = load(folder, name)
@@ -343,6 +358,15 @@ def test_a_run_that_names_a_folder_to_write_to_is_refused(tmp_path, capsys):
     assert tiny.command(tmp_path, "predict", "--run", str(run)) == 2
     assert "names a folder to write to" in capsys.readouterr().err
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_sharded_models_are_refused(kind, tmp_path, capsys, monkeypatch):
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "distributed_type", SimpleNamespace(value=kind))
+    flags = ("--backbone.frozen", "--backbone.cache", str(tmp_path / "c"))
+    refused(tmp_path, capsys, *flags, match=f"sharded by {kind}")
 
 
 # --------------------------------------------------------------------------- whatever happens
@@ -497,6 +521,15 @@ def test_a_full_disk_ends_keeping_and_not_the_run(folder, monkeypatch, capsys):
     assert network.cache.counts["lost"] == 4
     again = load(folder)
     assert torch.equal(states(again), real(plain, states(plain))) and counts(again) == (2, 2)
+
+
+def test_a_folder_that_goes_away_ends_keeping_and_not_the_run(folder, capsys):
+    network, plain = load(folder, cache_gb=1e-4), plain_of()
+    states(network, SEQUENCES[:2])
+    shutil.rmtree(folder)
+    for _ in range(2):
+        assert torch.equal(states(network), real(plain, states(plain)))
+    assert capsys.readouterr().out.count("cannot be written (No such file or directory)") == 1
 
 
 # --------------------------------------------------------------------------- how much is kept
@@ -752,6 +785,7 @@ def test_other_layers_are_computed_aloud(tmp_path, capsys):
 
 
 # --------------------------------------------------------------------------- several processes
+
 
 RUN = (
     *("--train.max-steps", "18", "--train.save-every", "2", "--train.eval-every", "6"),

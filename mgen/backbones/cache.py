@@ -23,7 +23,7 @@ import struct
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from importlib.metadata import version
@@ -46,9 +46,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the files; another one never meets them
 FACTS = "namespace.json"  # what a namespace holds, for people; its presence makes it one
-RECORD = struct.Struct(
-    "<16sII"
-)  # digest of the row, tokens, CRC-32; one row's data follows another
+# Digest of the row, tokens, CRC-32; where the data begins follows from the records before.
+RECORD = struct.Struct("<16sII")
 GB = 10**9
 PACKAGES = ("mgen", "torch", "transformers")  # another version may compute otherwise
 
@@ -75,14 +74,10 @@ class OutputCache:
         self.digests: dict[str, str] = {}
         self.spaces: dict[tuple[str, str], Namespace] = {}
         self.notes: set[str] = set()
-        try:
+        with _usable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with _alone(self.folder):
                 pass
-        except OSError as error:
-            raise InputError(
-                f"--backbone.cache {self.folder}: cannot be used ({error.strerror})"
-            ) from None
 
     def pool_by(self, pool: Pool, facts: str) -> None:
         """Keep `pool(hidden, batch)`, which `facts` names in full, in place of all tokens."""
@@ -114,7 +109,7 @@ class OutputCache:
             given = self._rounded(hidden.detach())
             self._keep(space, rows, found, given)
         bytes_ = given.view(torch.uint8).numpy()
-        first = {key: i for i, (key, _) in reversed([*enumerate(rows)])}
+        first = {key: i for i, (key, _) in reversed([*enumerate(rows)])}  # of equal rows
         for i, ((key, tokens), data) in enumerate(zip(rows, found, strict=True)):
             if data is not None:
                 bytes_[i, :tokens] = data.reshape(tokens, space.token_bytes)
@@ -173,7 +168,8 @@ class OutputCache:
         precision += f", matmul {torch.get_float32_matmul_precision()}"
         if (weights, precision) not in self.spaces:
             facts, token_bytes = self.facts(network, weights, precision), self.dtype.itemsize
-            space = Namespace(self.folder, self.name, facts, network.width * token_bytes)
+            with _usable(self.folder):
+                space = Namespace(self.folder, self.name, facts, network.width * token_bytes)
             self.spaces[weights, precision] = space
         return self.spaces[weights, precision]
 
@@ -183,8 +179,7 @@ class OutputCache:
         Apart: DDP writes the same buffers again in every step.
         """
         for kind in ("parameters", "buffers"):
-            tensors = getattr(encoder, kind)()
-            state = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+            state = _state(encoder, kind)
             if self.written.get(kind) == state:
                 continue
             parameters = {name for name, _ in encoder.named_parameters(remove_duplicate=False)}
@@ -192,6 +187,12 @@ class OutputCache:
             held = [(n, t) for n, t in named if (n in parameters) == (kind == "parameters")]
             self.written[kind], self.digests[kind] = state, checkpoint.digest(held)
         return " ".join(self.digests.values())
+
+    def moved(self, encoder: torch.nn.Module) -> None:
+        """Weights were cast or moved: others may come to lie where they have been."""
+        for kind in ("parameters", "buffers"):
+            if self.written.get(kind) != _state(encoder, kind):
+                self.written.pop(kind, None)
 
     def facts(self, network: "SequenceBackbone", weights: str, precision: str) -> dict[str, Any]:
         """All that decides an output besides its row; attention back ends agree to rounding.
@@ -226,19 +227,19 @@ class OutputCache:
     # ------------------------------------------------------------- what is kept
 
     def _keep(self, space: "Namespace", rows: list, found: list, given: Tensor) -> None:
-        absent = {key: (i, tokens) for i, (key, tokens) in enumerate(rows) if found[i] is None}
-        size = sum(tokens for _, tokens in absent.values()) * space.token_bytes
-        size += len(absent) * RECORD.size
-        if not self.stopped and size > self.room:
-            self._make_room(space, size)
-        if self.stopped:
-            self.counts["lost"] += len(absent)
-            return
-        bytes_ = given.view(torch.uint8).numpy()
+        bytes_, absent = given.view(torch.uint8).numpy(), {}
+        for (key, tokens), data, whole in zip(rows, found, bytes_, strict=True):
+            if data is None:
+                absent.setdefault(key, whole[:tokens])
+        size = sum(data.nbytes + RECORD.size for data in absent.values())
         try:
-            space.append([(key, tokens, bytes_[i, :tokens]) for key, (i, tokens) in absent.items()])
+            if not self.stopped and size > self.room:
+                self._make_room(space, size)
+            if not self.stopped:
+                space.append(absent)
         except OSError as error:
             self._stop(f"cannot be written ({error.strerror})")
+        if self.stopped:
             self.counts["lost"] += len(absent)
             return
         self.room -= size
@@ -324,8 +325,8 @@ class Namespace:
             self.entries[key] = entry._replace(crc=None)
         return data if entry.tokens == tokens else None
 
-    def append(self, rows: Iterable[tuple[bytes, int, np.ndarray]]) -> None:
-        """Keep (key, tokens, bytes) of rows. Raises OSError where the disk does."""
+    def append(self, rows: dict[bytes, np.ndarray]) -> None:
+        """Keep the bytes (tokens, width in bytes) of rows. Raises OSError where the disk does."""
         if not self.own:
             # Read after all that is there: a row computed again takes the place of a damaged one.
             number = max((int(s.name.partition("-")[0]) for s in _stems(self.folder)), default=0)
@@ -386,21 +387,27 @@ class Segment:
                 os.utime(_data(self.stem))  # its last use, by which `_make_room` chooses
         return self.mapped[entry.offset : end] if end <= len(self.mapped) else None
 
-    def append(self, rows: Iterable[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes, Entry]]:
+    def append(self, rows: dict[bytes, np.ndarray]) -> list[tuple[bytes, Entry]]:
         """Write rows and their records. Raises OSError; then no record names half-written data."""
         if not self.streams:
             self.streams = [f(self.stem).open("ab", buffering=0) for f in (_data, _index)]
         entries, data = [], []
-        for key, tokens, bytes_ in rows:
+        for key, bytes_ in rows.items():
             data.append(np.ascontiguousarray(bytes_))
-            entries.append((key, Entry(self, self.end, tokens, zlib.crc32(data[-1]))))
-            self.end += data[-1].nbytes
+            entries.append((key, Entry(self, self.end, len(bytes_), zlib.crc32(data[-1]))))
+            self.end += bytes_.nbytes
         packed = (RECORD.pack(key, entry.tokens, entry.crc) for key, entry in entries)
         for stream, content in zip(self.streams, (b"".join(data), b"".join(packed)), strict=True):
             rest = memoryview(content)
             while rest:
                 rest = rest[stream.write(rest) :]
         return entries
+
+
+def _state(encoder: torch.nn.Module, kind: str) -> tuple:
+    """What changes with every write to one of the parameters or buffers."""
+    tensors = getattr(encoder, kind)()
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def _keys(network: "SequenceBackbone", batch: dict[str, Tensor]) -> list[tuple[bytes, int]]:
@@ -556,6 +563,15 @@ def _is_held(namespace: Path) -> bool:
     """Whether a process uses a namespace; nobody can begin to inside of `_alone`."""
     file = (namespace / ".lock").resolve()
     return file in _HELD or not _Lock(file).is_ours_alone()
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Errors of the disk inside say which option asked for it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--backbone.cache {folder}: cannot be used ({error.strerror})") from None
 
 
 @contextmanager

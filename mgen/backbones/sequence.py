@@ -230,7 +230,10 @@ class SequenceBackbone(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):
         # Moving what was spread over devices to one of them would undo it.
-        return self if self.is_split else super()._apply(fn, recurse)
+        applied = self if self.is_split else super()._apply(fn, recurse)
+        if self.cache:
+            self.cache.moved(self.encoder)
+        return applied
 
     def embed(
         self,
