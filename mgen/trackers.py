@@ -104,6 +104,7 @@ def _options(name: Name, folder: Path, parameters: dict, step: int | None) -> di
             "embed": False,
         }
     if name == "wandb":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # looks up a host even offline
         return {
             "run_name": project,
             "name": folder.name,
@@ -114,6 +115,7 @@ def _options(name: Name, folder: Path, parameters: dict, step: int | None) -> di
             "mode": os.environ.get("WANDB_MODE", "offline"),
         }
     own.mkdir(exist_ok=True)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{own}/mlflow.db")
     known = own / "run_id"
     return {

@@ -131,7 +131,7 @@ def test_mgen_commands_name_what_exists(command, folder, monkeypatch, capsys):
     if verb in ("list", "show") or (verb == "check" and words[1:]):
         cli.COMMANDS[verb](words)
         assert capsys.readouterr().out
-    elif verb == "sweep" and words[0].endswith(".yaml"):
+    elif verb == "sweep" and words:
         cli.COMMANDS[verb]([*words, "--dry-run"])
         assert "trials in runs/sweeps/" in capsys.readouterr().out
     elif verb == "run":

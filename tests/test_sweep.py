@@ -212,6 +212,21 @@ def test_two_sweeps_in_one_folder_share_the_trials(repository, monkeypatch):
     assert starts(repository) == names(0, 1, 2, 3, 4)
 
 
+def test_a_trial_that_ended_since_the_last_look_is_not_claimed(repository, monkeypatch):
+    file = write(repository)
+    assert run(file) == 0
+    trials, looked = Drawn(read(file), 0, 1), []
+    is_over = trials.is_over
+
+    def look(trial):
+        looked.append(trial)
+        return looked.count(trial) > 1 and is_over(trial)
+
+    monkeypatch.setattr(trials, "is_over", look)
+    assert trials.claim() == (None, None)
+    assert looked == [0, 0, 1, 1, 2, 2]
+
+
 def test_a_killed_sweep_takes_its_trial_along_and_a_new_start_finishes(repository, monkeypatch):
     if sys.platform != "linux":
         pytest.skip("elsewhere the trial goes on, and the new start waits for it")
@@ -389,7 +404,7 @@ def test_optuna_tells_what_to_install(repository, monkeypatch, capsys):
         ("train.lr: [1]", {"metric": "mae", "direction": "max"}, 4, "keeps the min of mae"),
         ("train.lr: [1]", {"recipe": "fak"}, 1, "Did you mean 'fake'?"),
         ("train.lr: [1]", {"flags": "--train.lr 2"}, 5, "is set in flags"),
-        ("train.lr: [1]", {"flags": "--name x"}, 2, "--name is given by the sweep"),
+        ("train.lr: [1]", {"flags": "--name x"}, 2, "--name is not for trials"),
         ("train.lr: [1]", {"flags": "--train.monitor loss"}, 2, "the sweep's metric"),
         ("train.lr: [1]", {"flags": "--train.seedd 1"}, 2, "Perhaps you meant"),
         (

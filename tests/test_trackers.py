@@ -1,6 +1,7 @@
 """What goes to metrics.jsonl goes to trackers, once, from the first process, and stays here."""
 
 import json
+import os
 import shutil
 from importlib.metadata import PackageNotFoundError
 
@@ -132,7 +133,8 @@ def wandb(monkeypatch):
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Wandb)
     monkeypatch.setattr(trackers, "version", lambda package: "1")
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_MODE", "WANDB_ERROR_REPORTING"):
+        monkeypatch.delenv(name, raising=False)
     Wandb.made.clear()
     return Wandb.made
 
@@ -143,6 +145,7 @@ def test_wandb_is_offline_and_gets_steps_that_go_back_as_a_number_of_their_own(t
     run = tmp_path / "runs" / "sequence_regression" / "a"
     (tracker,) = wandb
     assert tracker.options["mode"] == "offline"
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
     assert tracker.options["dir"] == str(run)
     assert (tracker.options["run_name"], tracker.options["name"]) == ("sequence_regression", "a")
     assert tracker.options["config"]["train/seed"] == 7

@@ -28,7 +28,8 @@ from mgen.loop import Signals
 from mgen.report import console, number, print_table
 from mgen.train import Launch, Session
 
-OURS = ("out", "name", "resume", "run", "check", "dry_run")  # flags that a sweep gives its trials
+# Flags that a sweep gives its trials, or that run nothing.
+OURS = ("out", "name", "resume", "run", "check", "estimate", "dry_run")
 CUDA = "CUDA_VISIBLE_DEVICES"
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -107,7 +108,7 @@ def check(plan: Plan) -> Plan:
         cfg, launch = _parsed(plan, config_type, values)
         if taken := [n for n in OURS if getattr(launch, n) != getattr(Launch(), n)]:
             flag = f"--{taken[0].replace('_', '-')}"
-            raise InputError(f"{plan.where('flags')}: {flag} is given by the sweep; drop it")
+            raise InputError(f"{plan.where('flags')}: {flag} is not for trials; drop it")
         trackers.check(launch.tracker)
         text = to_yaml(cfg)
         if plan.search != "optuna" and text in known:
