@@ -103,6 +103,7 @@ LAYERS = {
     "audit": {"figures", "checkpoint", "data", "config", "report"},
     "commands": {
         "apply",
+        "backbones",
         "train",
         "loop",
         "trackers",
