@@ -157,6 +157,7 @@ def test_a_failed_trial_is_written_down_and_the_others_run(repository, capsys):
     file = write(repository, "train.lr: [0.5, 0.1]")
     assert run(file) == 1
     failed, done = results(repository)
+    assert "error rate 0.5 is too high" in capsys.readouterr().out
     assert failed["error"] == "exit code 2: error rate 0.5 is too high"
     assert (failed["valid_spearman"], done["valid_spearman"]) == ("", "1.0")
     assert run(file) == 1
@@ -423,6 +424,15 @@ def test_what_is_wrong_is_named_with_its_line_before_any_trial(
     assert f"s.yaml:{line}" in error
     assert said in error
     assert not (repository / "runs").exists()
+
+
+def test_several_processes_of_a_launcher_do_not_each_start_the_sweep(
+    repository, monkeypatch, capsys
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(write(repository)) == 2
+    assert "--jobs" in capsys.readouterr().err
+    assert not starts(repository)
 
 
 def test_another_sweep_in_the_folder_is_refused(repository, capsys):

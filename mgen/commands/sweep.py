@@ -31,6 +31,7 @@ from mgen.train import Launch, Session
 # Flags that a sweep gives its trials, or that run nothing.
 OURS = ("out", "name", "resume", "run", "check", "estimate", "dry_run")
 CUDA = "CUDA_VISIBLE_DEVICES"
+ERROR_LETTERS = 80  # of the printed table
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 # Variables of a job array: index, first index, count or else last index, step.
@@ -61,6 +62,8 @@ def sweep(words: Sequence[str]) -> None:
     """
     options = tyro.cli(Options, args=list(words), prog="mgen sweep")
     index, of = _share(options, os.environ)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("a sweep starts its trials itself: start it once, with --jobs for several")
     if options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: expected at least 1")
     plan = check(read(options.file))
@@ -284,7 +287,7 @@ def _end(trials: Trials, job: _Job) -> None:
             log.seek(job.log_start)
             said = log.read().decode(errors="replace").splitlines()
         lines = [line.strip("│ ") for line in said if line.strip("│╭╮╰╯─ ")]
-        trials.fail(trial, code, lines[-1] if lines else "it printed nothing")
+        trials.fail(trial, code, " ".join(lines[-1].split()) if lines else "it printed nothing")
     row = next(row for row in trials.write_table() if row["trial"] == trial)
     if row["error"]:
         console.print(f"trial {trial} failed: {row['error']}")
@@ -316,8 +319,11 @@ def _print(plan: Plan, rows: list[dict[str, Any]]) -> None:
         return math.inf if row[score] is None else sign * row[score]
 
     rows = sorted(rows, key=rank)
-    has_error = any(row["error"] for row in rows)
-    shown = [{k: v for k, v in row.items() if k != "error" or has_error} for row in rows]
+    shown = [{key: value for key, value in row.items() if key != "error"} for row in rows]
+    if any(row["error"] for row in rows):  # whole in the file
+        short = [row["error"][:ERROR_LETTERS] for row in rows]
+        cut = [text + "..." * (text != row["error"]) for text, row in zip(short, rows, strict=True)]
+        shown = [line | {"error": text} for line, text in zip(shown, cut, strict=True)]
     print_table(f"{len(rows)} trials, by {score}", shown)
     if rows and rows[0][score] is not None:
         console.print(f"best: trial {rows[0]['trial']}, {rows[0]['run']}")
