@@ -56,6 +56,9 @@ def argv(command: str) -> list[str]:
         return [sys.executable, str(ROOT / "recipes" / f"{words[0]}.py"), *flags]
     if program == "mgen":
         return [sys.executable, "-m", "mgen", *words]
+    if program == "accelerate":
+        local = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
+        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *local]
     if program == "python":
         local = [
             str(ROOT / w) if w.startswith("recipes/") and w.endswith("py") else w for w in words

@@ -399,9 +399,11 @@ class Fit:
         """Raises Interrupted, in all processes at the same step, if a signal came to any."""
         if self.world > 1:
             number_ = torch.tensor([signals.number], device=self.accelerator.device)
-            signals.number = int(self.accelerator.gather(number_).max())
-        if signals.number:
-            raise Interrupted(signals.number)
+            # One that comes during this is seen at the next step, by all.
+            if agreed := int(self.accelerator.gather(number_).max()):
+                raise Interrupted(agreed)
+        else:
+            signals.check()
 
     def where(
         self, loss: Tensor, count: Tensor, norm: Tensor, parts: list[Tensor], batches: list[dict]

@@ -242,6 +242,7 @@ def test_a_signal_to_one_process_stops_both_in_prediction_which_goes_on(victim, 
     kept = {block: block.stat().st_mtime_ns for block in finished(folder)}
     assert {*done} <= {*kept}
     assert not (folder / "rows.parquet").exists()
+    options["processes"] = 2 - victim  # on one process as well
     assert server.run("whole2", "predict", **options) == 0, server.log.read_text()
     assert pq.read_table(folder / "rows.parquet").equals(expected)
     assert expected["row"].to_pylist() == list(range(40))

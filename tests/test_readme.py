@@ -105,6 +105,20 @@ def test_recipe_commands_work_up_to_the_first_batch(command, folder, monkeypatch
         assert "batch input_ids" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", commands("accelerate"))
+def test_launch_commands_name_settings_and_flags_that_work(command, folder, monkeypatch, capsys):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    monkeypatch.chdir(folder)
+    _, verb, *words = shlex.split(command)
+    assert verb == "launch"
+    args = launch_command_parser().parse_args(words)
+    load_config_from_file(str(ROOT / args.config_file))
+    argv = [str(ROOT / args.training_script), *args.training_script_args, "--dry-run"]
+    assert execute(argv, monkeypatch) == 0, capsys.readouterr().out
+
+
 def test_a_wrong_flag_in_a_page_would_be_found(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     file = str(ROOT / "recipes" / "sequence_regression.py")
