@@ -77,7 +77,9 @@ def infer(
 
         filler = Batch((int(indices[0]),), train.seed, counts=False)
         todo += [(-1, filler, False)] * (max(gather_object([len(todo)])) - len(todo))
-    task.to(device).eval()
+    else:
+        task.to(device)  # not pieces, which lie there and may be in use
+    task.eval()
     workers = train.num_workers if len(todo) >= WORTH_WORKERS else 0
 
     def run(batch: dict[str, Any]) -> None:

@@ -535,8 +535,8 @@ class Fit:
         if self.accelerator.scaler:
             saved["scaler"] = self.accelerator.scaler.state_dict()
         saved |= checkpoint.lora_config(self.task)
-        together = sharding.together() if self.sharded else {}
-        checkpoint.save(self.checkpoints, self.state.step, tensors, saved, **together)
+        writers = sharding.writers() if self.sharded else {}
+        checkpoint.save(self.checkpoints, self.state.step, tensors, saved, **writers)
         if is_main:
             self._point()
         if self.sharded:

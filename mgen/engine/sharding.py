@@ -172,7 +172,7 @@ def settle(model: nn.Module) -> None:
             module.reshard()
 
 
-def together() -> dict[str, Any]:
+def writers() -> dict[str, Any]:
     """What `checkpoint.save` needs to know of the processes that hold pieces."""
     from accelerate.utils import gather_object
 
