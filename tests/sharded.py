@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from mgen import checkpoint, pieces
 from mgen.data import Table
 from mgen.engine import sharding
+from mgen.engine.estimate import estimate
 from mgen.engine.processes import Interrupted, Signals
 from mgen.infer import infer
 from mgen.loop import Fit
@@ -121,6 +122,9 @@ def two(rank: int, folder: Path) -> None:
             fit(folder, kind, folder / kind / "launched", plugin).run()
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
             AcceleratorState._reset_state(reset_partial_state=False)
+    facts["estimate"] = {
+        row["estimate"]: row["value"] for row in estimate(fit(folder, "dense", folder))
+    }
     if rank == 0:
         (folder / "facts.json").write_text(json.dumps(facts))
 

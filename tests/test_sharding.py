@@ -24,6 +24,7 @@ from tiny import fresh_process  # noqa: F401
 from mgen import checkpoint
 from mgen.config import InputError
 from mgen.engine import sharding
+from mgen.engine.estimate import estimate
 from mgen.infer import infer
 
 # Where the blocks lie in each network, read off its published parameter names.
@@ -175,6 +176,24 @@ def test_a_sharded_model_predicts_each_row_once_though_a_process_has_none(folder
     assert torch.allclose(torch.tensor(file["predicted_label"].to_numpy()), predicted.squeeze(1))
     ours = json.loads((folder / "predictions" / "test.json").read_text())
     assert ours == pytest.approx(values, rel=1e-4)
+
+
+def test_an_estimate_of_a_sharded_run_counts_the_piece_of_one_process(folder, alone, tmp_path):
+    def kilobytes(rows, part: str) -> float:
+        number, unit = rows[part].split()[:2]
+        return float(number) * {"kB": 1, "MB": 1000}[unit]
+
+    def per_token(rows) -> float:
+        return kilobytes(rows, "activations") / int(rows["activations"].split()[-2])
+
+    cfg = sharded.settings(folder, "dense", processes=1)
+    whole = {row["estimate"]: row["value"] for row in estimate(tiny.fit(cfg, tmp_path))}
+    ours = json.loads((folder / "facts.json").read_text())["estimate"]
+    assert ours["parameters"] == whole["parameters"]
+    assert kilobytes(ours, "weights") < 0.7 * kilobytes(whole, "weights")  # with whole buffers
+    for part in ("gradients", "optimiser"):
+        assert kilobytes(ours, part) == pytest.approx(kilobytes(whole, part) / 2, rel=0.05), part
+    assert per_token(ours) == pytest.approx(per_token(whole), rel=0.1)  # weights are not among them
 
 
 def test_a_missing_piece_is_said_and_the_checkpoint_before_is_used(folder, tmp_path):

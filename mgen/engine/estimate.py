@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mgen import pieces
+from mgen.engine import sharding
 from mgen.engine.throughput import speed
 from mgen.report import size
 
@@ -89,11 +90,16 @@ def _measure(fit) -> Measured:
         masks = [int(b["attention_mask"].sum()) for b in batches if "attention_mask" in b]
         found.tokens.append(sum(masks))
         largest = masks.index(max(masks)) if masks else 0
-        if not found.kept or masks[largest] > found.at_once:
+        # The passes of a sharded model need all processes, whichever has the largest batch.
+        is_larger = not found.kept or masks[largest] > found.at_once
+        if is_larger or fit.sharded:
             here = Kept(fit.task)
             with here:
                 fit.forward(group[largest], batches[largest])
-            found.kept, found.at_once = here.size, max(masks, default=1)
+            if fit.sharded:
+                sharding.settle(fit.task)
+            if is_larger:
+                found.kept, found.at_once = here.size, max(masks, default=1)
     if device.type == "cuda":
         found.peak = torch.cuda.max_memory_allocated(device)
     return found
@@ -103,11 +109,15 @@ class Kept(torch.autograd.graph.saved_tensors_hooks):
     """Adds up the memory of what autograd keeps meanwhile: `size` in bytes, weights left out."""
 
     def __init__(self, task: nn.Module) -> None:
-        own = {t.untyped_storage().data_ptr() for t in [*task.parameters(), *task.buffers()]}
+        every = map(pieces.own, [*task.parameters(), *task.buffers()])
+        own = {tensor.untyped_storage().data_ptr() for tensor in every}
         seen: set[int] = set()
         self.size = 0
 
         def pack(tensor: Tensor) -> Tensor:
+            base = tensor if tensor._base is None else tensor._base
+            if isinstance(base, nn.Parameter):  # put together from pieces for this pass
+                return tensor
             storage = tensor.untyped_storage()
             if (place := storage.data_ptr()) not in own and place not in seen:
                 seen.add(place)
