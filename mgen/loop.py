@@ -416,11 +416,11 @@ class Fit:
 
             read = gather_object(read)
         bad = [rows for good, rows in read if not good]
-        which = "with a loss that is not finite" if bad else "of this step"
+        which = " with a loss that is not finite" if bad else ""
         rows = [*dict.fromkeys(row for rows in bad or [rows for _, rows in read] for row in rows)]
         return (
             f"step {self.state.step + 1}: loss sum {loss.item()} over {count.item():g}, gradient "
-            f"norm {norm.item()}; seed {self.train.seed}; rows {which}: "
+            f"norm {norm.item()}; seed {self.train.seed}; rows of this step{which}: "
             + "; ".join(self.rows.where(row) for row in rows[:8])
             + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
             + ". Nothing was changed by this step. Lower --train.lr, or look at these rows."

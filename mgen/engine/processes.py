@@ -239,6 +239,7 @@ class Signals:
         """Raise Interrupted if a signal came, to this process or to one that said so."""
         if not self.number and several() and time.monotonic() - self.looked > POLL:
             self.looked, store = time.monotonic(), _store()
-            self.number = int(store.get(STOP)) if store.check([STOP]) else 0
+            if store.check([STOP]):  # nothing else may touch the flag: a signal may come any time
+                self.number = int(store.get(STOP))
         if self.number:
             raise Interrupted(self.number)
