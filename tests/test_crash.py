@@ -83,6 +83,8 @@ def survives(
     for kill in range(kills):
         if processes > 1 or (kill + seed) % 2:  # by the clock
             children = server.start(name, *KINDS[kind], "--resume", processes=processes)
+            if processes > 1:  # before they have met it takes a launcher to end the others
+                server.wait_for_words("processes, this one on")
             time.sleep(draw.uniform(0.2, 1.0) * seconds)
             os.kill(draw.choice(children), signal.SIGKILL)
             codes = server.end()

@@ -159,6 +159,13 @@ class Server:
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.01)
 
+    def wait_for_words(self, words: str) -> None:
+        """Until a run that was started has said so."""
+        end = time.monotonic() + 60
+        while words not in (text := self.log.read_text()):
+            assert time.monotonic() < end, text
+            time.sleep(0.01)
+
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()

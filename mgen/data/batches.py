@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -119,7 +120,7 @@ def loader(
             num_workers=workers,
             collate_fn=_same,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=_live_as_long_as_the_parent,
+            worker_init_fn=partial(_live_as_long_as_the_parent, os.getpid()),
             generator=torch.Generator(),  # or creating the iterator draws from the global state
         )
     )
@@ -188,13 +189,13 @@ def _stop_workers() -> None:
         groups._shutdown_workers()
 
 
-def _live_as_long_as_the_parent(worker: int) -> None:
+def _live_as_long_as_the_parent(parent: int, worker: int) -> None:
     # Ctrl-C and schedulers signal the whole process group; the parent decides when workers end.
     # It may do so by SIGTERM, so only the first one is passed over.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
     # Killed, it says nothing, and a worker that writes into the pipe between them would never know.
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
