@@ -26,7 +26,8 @@ from tiny import fresh_process  # noqa: F401
 
 from mgen.adapters import ADAPTERS, adapter
 from mgen.backbones import backbone, load_backbone
-from mgen.backbones.cache import RECORD, clear, sizes
+from mgen.backbones.cache import clear, sizes
+from mgen.backbones.cache_files import RECORD
 from mgen.config import InputError
 
 CRASH = pytest.mark.crash
@@ -494,8 +495,6 @@ def test_garbage_beside_the_segments_is_left_alone(folder):
 
 
 def test_a_full_disk_ends_keeping_and_not_the_run(folder, monkeypatch, capsys):
-    from mgen.backbones import cache
-
     network, plain = load(folder), plain_of()
     states(network, SEQUENCES[:2])
 
@@ -512,7 +511,6 @@ def test_a_full_disk_ends_keeping_and_not_the_run(folder, monkeypatch, capsys):
             return done
 
     (space,) = network.cache.spaces.values()
-    assert isinstance(space, cache.Namespace)
     monkeypatch.setattr(space.own, "streams", [Full(s) for s in space.own.streams])
     for _ in range(2):
         assert torch.equal(states(network), real(plain, states(plain)))

@@ -1,42 +1,42 @@
 """Outputs of a frozen backbone, kept on disk by content: `--backbone.cache FOLDER`.
 
 A namespace, `FOLDER/<digest>/`, holds outputs of one network under one set of settings: the digest
-is that of everything that decides an output besides its row (`OutputCache.facts`). Each process
-appends to a segment of its own there:
-
-    <segment>.data     outputs of rows one after the other, unpadded: (tokens, width) numbers each
-    <segment>.index    one record for each: digest of the row's inputs, tokens, CRC-32 of its data
-
-Data is written before the record that names it and is never changed. Readers take whole records
-whose data lies within the file, and compare the checksum before they first use an entry. So no
-process waits for another, one may be killed at any instant, and what is damaged is computed again.
+is that of everything that decides an output besides its row (`OutputCache.facts`). How they lie
+there is told in cache_files.py.
 
 Shapes: B rows, L tokens, D width.
 """
 
-import fcntl
 import json
 import math
-import mmap
-import os
 import struct
-import weakref
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from hashlib import blake2b
 from importlib.metadata import version
-from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mgen import checkpoint
+from mgen.backbones.cache_files import (
+    FACTS,
+    RECORD,
+    Namespace,
+    alone,
+    delete,
+    delete_empty,
+    facts_of,
+    is_held,
+    make_room,
+    measured,
+    namespaces,
+    stems_of,
+    usable,
+)
 from mgen.config import InputError
 from mgen.report import warn
 
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from mgen.backbones.sequence import SequenceBackbone
 
 FORMAT = 1  # of the files; another one never meets them
-FACTS = "namespace.json"  # what a namespace holds, for people; its presence makes it one
-# Digest of the row, tokens, CRC-32; where the data begins follows from the records before.
-RECORD = struct.Struct("<16sII")
 GB = 10**9
 PACKAGES = ("mgen", "torch", "transformers")  # another version may compute otherwise
 
@@ -74,9 +71,9 @@ class OutputCache:
         self.digests: dict[str, str] = {}
         self.spaces: dict[tuple[str, str], Namespace] = {}
         self.notes: set[str] = set()
-        with _usable(self.folder):
+        with usable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _alone(self.folder):
+            with alone(self.folder):
                 pass
 
     def pool_by(self, pool: Pool, facts: str) -> None:
@@ -168,7 +165,7 @@ class OutputCache:
         precision += f", matmul {torch.get_float32_matmul_precision()}"
         if (weights, precision) not in self.spaces:
             facts, token_bytes = self.facts(network, weights, precision), self.dtype.itemsize
-            with _usable(self.folder):
+            with usable(self.folder):
                 space = Namespace(self.folder, self.name, facts, network.width * token_bytes)
             self.spaces[weights, precision] = space
         return self.spaces[weights, precision]
@@ -251,19 +248,7 @@ class OutputCache:
         Sets `room`, a small share of what is free, as other processes write as well.
         """
         limit = self.limit
-        with _alone(self.folder):
-            held = {
-                stem: _measured(stem) for one in _namespaces(self.folder) for stem in _stems(one)
-            }
-            total = sum(size for size, _ in held.values())
-            if total + size > limit:
-                idle = [stem for stem in held if _is_idle(stem, space)]
-                for stem in sorted(idle, key=lambda stem: held[stem][1]):
-                    if total + size <= limit * 15 / 16:  # not again at once
-                        break
-                    total -= held[stem][0]
-                    space.forget(stem)
-                    _delete(stem)
+        total = make_room(self.folder, space, size, limit)
         if total + size > limit:
             self._stop(f"is full (--backbone.cache-gb {limit / GB:g})")
         self.room = max(size, min(limit - total, limit / 256))
@@ -271,137 +256,6 @@ class OutputCache:
     def _stop(self, why: str) -> None:
         self.stopped = True
         self.note(f"{why}: outputs of further rows are computed each time they are needed")
-
-
-class Entry(NamedTuple):
-    """Where a row's output lies; `crc` is None once it was compared."""
-
-    segment: "Segment"
-    offset: int
-    tokens: int
-    crc: int | None
-
-
-class Namespace:
-    """The outputs of one network under one set of settings; held against deletion while it lives.
-
-    `damaged` counts entries that were found to be since it was last set to 0.
-    """
-
-    def __init__(self, folder: Path, backbone: str, facts: dict, token_bytes: int) -> None:
-        name = blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
-        self.folder, self.token_bytes, self.damaged = folder / name, token_bytes, 0
-        self.entries: dict[bytes, Entry] = {}
-        self.segments: dict[Path, Segment] = {}
-        self.own: Segment | None = None
-        with _alone(folder):
-            self.folder.mkdir(exist_ok=True)
-            self.lock = _hold(self.folder)
-            if not (self.folder / FACTS).exists():
-                checkpoint.write_json(self.folder / FACTS, {"backbone": backbone, **facts})
-        self.refresh()
-
-    def refresh(self) -> bool:
-        """Read what other processes have added; whether there was anything."""
-        before = len(self.entries)
-        for stem in _stems(self.folder):
-            segment = self.segments.setdefault(stem, Segment(stem, self.token_bytes))
-            if segment is not self.own:
-                self.entries.update(segment.read())
-        return len(self.entries) > before
-
-    def find(self, key: bytes, tokens: int) -> np.ndarray | None:
-        """The bytes of a row's output, None if it is not there or damaged."""
-        entry = self.entries.get(key)
-        if entry is None:
-            return None
-        data = entry.segment.bytes_of(entry)
-        is_known = data is not None and entry.crc is None
-        if not is_known and (data is None or zlib.crc32(data) != entry.crc):
-            self.damaged += 1
-            del self.entries[key]
-            return None
-        if not is_known:
-            self.entries[key] = entry._replace(crc=None)
-        return data if entry.tokens == tokens else None
-
-    def append(self, rows: dict[bytes, np.ndarray]) -> None:
-        """Keep the bytes (tokens, width in bytes) of rows. Raises OSError where the disk does."""
-        if not self.own:
-            # Read after all that is there: a row computed again takes the place of a damaged one.
-            number = max((int(s.name.partition("-")[0]) for s in _stems(self.folder)), default=0)
-            name = f"{number + 1:06}-{uuid4().hex}"
-            self.own = Segment(self.folder / name, self.token_bytes)
-            self.segments[self.own.stem] = self.own
-        try:
-            self.entries.update(self.own.append(rows))
-        except BaseException:  # what follows half-written data would not be found
-            self.own = None
-            raise
-
-    def forget(self, stem: Path) -> None:
-        if segment := self.segments.pop(stem, None):
-            self.entries = {k: e for k, e in self.entries.items() if e.segment is not segment}
-
-
-class Segment:
-    """Two files that one process appends to. Offsets follow from the records before."""
-
-    def __init__(self, stem: Path, token_bytes: int) -> None:
-        self.stem, self.token_bytes = stem, token_bytes
-        self.records = self.end = 0  # known so far, and the bytes of data that they name
-        self.mapped: np.ndarray | None = None
-        self.is_used = False
-        self.streams: list[RawIOBase] = []  # open to append to: a file of that name may be another
-
-    def read(self) -> Iterator[tuple[bytes, Entry]]:
-        """Keys and entries that were not read before."""
-        try:
-            with _index(self.stem).open("rb") as stream:
-                stream.seek(self.records * RECORD.size)
-                new = stream.read()
-            size = _data(self.stem).stat().st_size  # after the index: data is written first
-        except FileNotFoundError:
-            return
-        for key, tokens, crc in RECORD.iter_unpack(new[: len(new) // RECORD.size * RECORD.size]):
-            end = self.end + tokens * self.token_bytes
-            if end > size:
-                return
-            yield key, Entry(self, self.end, tokens, crc)
-            self.records, self.end = self.records + 1, end
-
-    def bytes_of(self, entry: Entry) -> np.ndarray | None:
-        end = entry.offset + entry.tokens * self.token_bytes
-        if not entry.tokens:
-            return np.empty(0, dtype=np.uint8)
-        if self.mapped is None or end > len(self.mapped):
-            try:
-                with _data(self.stem).open("rb") as stream:
-                    whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError):  # deleted, or cut to nothing
-                return None
-            self.mapped = np.frombuffer(whole, dtype=np.uint8)
-        if not self.is_used:
-            self.is_used = True
-            with suppress(OSError):
-                os.utime(_data(self.stem))  # its last use, by which `_make_room` chooses
-        return self.mapped[entry.offset : end] if end <= len(self.mapped) else None
-
-    def append(self, rows: dict[bytes, np.ndarray]) -> list[tuple[bytes, Entry]]:
-        """Write rows and their records. Raises OSError; then no record names half-written data."""
-        if not self.streams:
-            self.streams = [f(self.stem).open("ab", buffering=0) for f in (_data, _index)]
-        entries, data = [], []
-        for key, bytes_ in rows.items():
-            data.append(np.ascontiguousarray(bytes_))
-            entries.append((key, Entry(self, self.end, len(bytes_), zlib.crc32(data[-1]))))
-            self.end += bytes_.nbytes
-        packed = (RECORD.pack(key, entry.tokens, entry.crc) for key, entry in entries)
-        for stream, content in zip(self.streams, (b"".join(data), b"".join(packed)), strict=True):
-            rest = memoryview(content)
-            while rest:
-                rest = rest[stream.write(rest) :]
-        return entries
 
 
 def _state(encoder: torch.nn.Module, kind: str) -> tuple:
@@ -429,9 +283,6 @@ def _keys(network: "SequenceBackbone", batch: dict[str, Tensor]) -> list[tuple[b
     return rows
 
 
-# --------------------------------------------------------------------------- the folder
-
-
 class Size(NamedTuple):
     namespace: str
     description: str
@@ -442,11 +293,11 @@ class Size(NamedTuple):
 def sizes(folder: str | Path) -> list[Size]:
     """What a cache holds, the most recently used first."""
     found = []
-    for namespace in _namespaces(Path(folder)):
-        facts = _facts(namespace)
+    for namespace in namespaces(Path(folder)):
+        facts = facts_of(namespace)
         kept = f"{facts['kept_as'].removeprefix('torch.')}, {facts['pooled'] or 'every token'}"
         text = f"{facts['backbone']}, max_length {facts['max_length']}, {kept}"
-        segments = [(0, (namespace / FACTS).stat().st_mtime), *map(_measured, _stems(namespace))]
+        segments = [(0, (namespace / FACTS).stat().st_mtime), *map(measured, stems_of(namespace))]
         bytes_, last = sum(size for size, _ in segments), max(when for _, when in segments)
         found.append(Size(namespace.name, text, bytes_, last))
     return sorted(found, key=lambda size: size.last_used, reverse=True)
@@ -460,123 +311,15 @@ def clear(folder: str | Path, namespace: str | None = None) -> tuple[int, list[s
     freed, left = 0, []
     if not Path(folder).is_dir():
         return freed, left
-    with _alone(Path(folder)):
-        for one in _namespaces(Path(folder)):
+    with alone(Path(folder)):
+        for one in namespaces(Path(folder)):
             if namespace not in (None, one.name):
                 continue
-            if _is_held(one):
+            if is_held(one):
                 left.append(one.name)
                 continue
-            for stem in _stems(one):
-                freed += _measured(stem)[0]
-                _delete(stem)
-            _delete_empty(one)
+            for stem in stems_of(one):
+                freed += measured(stem)[0]
+                delete(stem)
+            delete_empty(one)
     return freed, left
-
-
-def _namespaces(folder: Path) -> list[Path]:
-    return [file.parent for file in sorted(folder.glob(f"*/{FACTS}")) if _facts(file.parent)]
-
-
-def _facts(namespace: Path) -> dict[str, Any]:
-    """What `FACTS` says; nothing if that is none of ours."""
-    with suppress(OSError, ValueError):
-        found = json.loads((namespace / FACTS).read_text())
-        if isinstance(found, dict) and {"backbone", "kept_as", "pooled"} <= found.keys():
-            return found
-    return {}
-
-
-def _stems(namespace: Path) -> list[Path]:
-    return sorted(file.with_suffix("") for file in namespace.glob("[0-9]*-*.data"))
-
-
-def _data(stem: Path) -> Path:
-    return stem.with_suffix(".data")
-
-
-def _index(stem: Path) -> Path:
-    return stem.with_suffix(".index")
-
-
-def _measured(stem: Path) -> tuple[int, float]:
-    """Bytes and time of last use of a segment."""
-    total, last = 0, 0.0
-    for file in (_data(stem), _index(stem)):
-        with suppress(FileNotFoundError):
-            facts = file.stat()
-            total, last = total + facts.st_size, max(last, facts.st_mtime)
-    return total, last
-
-
-def _delete(stem: Path) -> None:
-    _index(stem).unlink(missing_ok=True)  # first: no record names data that is gone
-    _data(stem).unlink(missing_ok=True)
-
-
-def _delete_empty(namespace: Path) -> None:
-    for name in (FACTS, ".lock"):
-        (namespace / name).unlink(missing_ok=True)
-    with suppress(OSError):  # files of others lie there
-        namespace.rmdir()
-
-
-def _is_idle(stem: Path, own: Namespace) -> bool:
-    """Whether nobody uses a segment now: nobody its namespace, or we alone and never this one."""
-    if stem.parent != own.folder:
-        return not _is_held(stem.parent)
-    used = own.segments.get(stem)
-    return not (used and (used is own.own or used.is_used)) and own.lock.is_ours_alone()
-
-
-# Advisory locks of POSIX end with their process, whatever kills it. They do not hold between parts
-# of one process, and closing any handle of a file ends all: so there is one handle for each file.
-_HELD: "weakref.WeakValueDictionary[Path, _Lock]" = weakref.WeakValueDictionary()
-
-
-class _Lock:
-    """Marks a namespace as used by this process, as long as it lives."""
-
-    def __init__(self, file: Path) -> None:
-        self.handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        weakref.finalize(self, os.close, self.handle)
-        fcntl.lockf(self.handle, fcntl.LOCK_SH)
-
-    def is_ours_alone(self) -> bool:
-        try:
-            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        fcntl.lockf(self.handle, fcntl.LOCK_SH)
-        return True
-
-
-def _hold(namespace: Path) -> _Lock:
-    file = (namespace / ".lock").resolve()
-    lock = _HELD.get(file)
-    if lock is None:
-        lock = _HELD[file] = _Lock(file)
-    return lock
-
-
-def _is_held(namespace: Path) -> bool:
-    """Whether a process uses a namespace; nobody can begin to inside of `_alone`."""
-    file = (namespace / ".lock").resolve()
-    return file in _HELD or not _Lock(file).is_ours_alone()
-
-
-@contextmanager
-def _usable(folder: Path) -> Iterator[None]:
-    """Errors of the disk inside say which option asked for it."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"--backbone.cache {folder}: cannot be used ({error.strerror})") from None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process opens or deletes a namespace of the folder."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
