@@ -485,10 +485,10 @@ def test_a_changed_byte_is_a_counted_miss_and_the_row_is_kept_anew(folder):
 
 def test_garbage_beside_the_segments_is_left_alone(folder):
     data, index = one_segment(folder)
-    data.with_name("1-noise.data").write_bytes(b"noise")
-    data.with_name("1-noise.index").write_bytes(os.urandom(3 * RECORD.size + 5))
-    data.with_name("2-alone.data").write_bytes(b"")
-    data.with_name("thesis.data").write_bytes(b"all of it")
+    data.with_name("000001-noise.data").write_bytes(b"noise")
+    data.with_name("000001-noise.index").write_bytes(os.urandom(3 * RECORD.size + 5))
+    data.with_name("000002-alone.data").write_bytes(b"")
+    data.with_name("1x-thesis.data").write_bytes(b"all of it")
     network = load(folder)
     states(network)
     assert counts(network) == (4, 0)

@@ -202,7 +202,7 @@ def facts_of(namespace: Path) -> dict[str, Any]:
 
 
 def stems_of(namespace: Path) -> list[Path]:
-    return sorted(file.with_suffix("") for file in namespace.glob("[0-9]*-*.data"))
+    return sorted(file.with_suffix("") for file in namespace.glob("[0-9]" * 6 + "-*.data"))
 
 
 def _data(stem: Path) -> Path:
@@ -240,7 +240,7 @@ def _is_idle(stem: Path, own: Namespace) -> bool:
     if stem.parent != own.folder:
         return not is_held(stem.parent)
     used = own.segments.get(stem)
-    return not (used and (used is own.own or used.is_used)) and own.lock.is_oursalone()
+    return not (used and (used is own.own or used.is_used)) and own.lock.is_ours_alone()
 
 
 # Advisory locks of POSIX end with their process, whatever kills it. They do not hold between parts
@@ -256,7 +256,7 @@ class _Lock:
         weakref.finalize(self, os.close, self.handle)
         fcntl.lockf(self.handle, fcntl.LOCK_SH)
 
-    def is_oursalone(self) -> bool:
+    def is_ours_alone(self) -> bool:
         try:
             fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -276,7 +276,7 @@ def _hold(namespace: Path) -> _Lock:
 def is_held(namespace: Path) -> bool:
     """Whether a process uses a namespace; nobody can begin to inside of `alone`."""
     file = (namespace / ".lock").resolve()
-    return file in _HELD or not _Lock(file).is_oursalone()
+    return file in _HELD or not _Lock(file).is_ours_alone()
 
 
 @contextmanager
