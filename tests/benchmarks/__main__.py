@@ -59,7 +59,7 @@ def main() -> None:
         "list_cpu_s <= 0.5": report["start"]["list_cpu_s"] <= 0.5,
         "help_over_torch_cpu_s <= 0.4": report["start"]["help_over_torch_cpu_s"] <= 0.4,
         "first_step_over_imports <= 2": report["start"]["first_step_over_imports"] <= 2,
-        "embed >= 5 x padded in file order": report["packing"]["padded_over_embed"] >= 5,
+        "embed >= 5 x padded in file order": report["packing"]["short"]["padded_over_embed"] >= 5,
         "padding_efficiency >= 0.95": report["training"]["padding_efficiency"] >= 0.95,
         "fit_over_plain_loop <= 1.05": report["training"]["fit_over_plain_loop"] <= 1.05,
         "cache: without_over_later >= 20": all(
