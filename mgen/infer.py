@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mgen.config import InputError
-from mgen.data.batches import Batch, loader, plan
+from mgen.data.batches import Batch, batch_seed, loader, plan
 from mgen.engine import sharding
 from mgen.engine.memory import free, is_full, on_device, parts_of
 from mgen.engine.processes import together
@@ -27,10 +27,6 @@ def summed(loss: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         losses, weights = (part.float() for part in loss)  # a sum in half precision is coarse
         return (losses * weights).sum(), weights.sum()
     return loss.float().sum(), torch.tensor(float(loss.numel()), device=loss.device)
-
-
-def batch_seed(seed: int, epoch: int, index: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
 
 
 def nothing() -> None: ...

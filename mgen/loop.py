@@ -4,7 +4,6 @@ Everything a run needs to go on from any step is in `State`, the weights, the op
 random state; which rows come next follows from the seed, the epoch and the place in it.
 """
 
-import itertools
 import json
 import math
 import os
@@ -20,16 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgen import checkpoint, pieces, trackers
+from mgen import checkpoint, pieces
 from mgen.config import InputError
-from mgen.data.batches import Batch, loader, num_batches, plan
-from mgen.data.sampling import draw
-from mgen.engine import sharding
-from mgen.engine.memory import free, is_full, on_device, parts_of
+from mgen.data.batches import Batch
+from mgen.engine import sharding, trackers
+from mgen.engine.memory import free, is_full
+from mgen.engine.order import Order, Step
 from mgen.engine.processes import Interrupted, Signals, on_main
 from mgen.engine.profiling import traced
 from mgen.engine.throughput import Work, speed
-from mgen.infer import batch_seed, infer, summed
+from mgen.infer import infer, summed
 from mgen.report import console, number, progress, warn
 from mgen.task import Task
 from mgen.tuning import Tuning, anew, check_rates, join, lr_factor
@@ -151,73 +150,12 @@ class Fit:
         self.tuning, self.work = Tuning(task, train), Work(task)
         self.names = self.tuning.names
         self.fingerprint = checkpoint.fingerprint(task)
-        self.total = train.max_steps or self.steps_of(train.epochs)
-        self.tuning.begin(folder, self.accelerator, self.steps_of, self.total)
+        self.order = Order(task, rows, lengths, train, self.accelerator)
+        self.total = train.max_steps or self.order.steps_of(train.epochs)
+        self.tuning.begin(folder, self.accelerator, self.order.steps_of, self.total)
         self.model, self.optimiser = self.task.to(self.accelerator.device), None
         self.unfreeze()
         torch.manual_seed(train.seed + self.accelerator.process_index)  # dropout
-
-    # ------------------------------------------------------------- which rows when
-
-    def plan(self, epoch: int) -> list[np.ndarray]:
-        train, seed = self.train, (self.train.seed, epoch)
-        rows = draw(self.rows.splits["train"], self.task.weights, (*seed, 1))
-        cut = plan(self.lengths[rows], train.batch_size, train.batch_tokens, seed)
-        return [rows[positions] for positions in cut]
-
-    def steps_of(self, epochs: int) -> int:
-        """Steps of the first epochs, counted out where sizes of batches depend on the shuffle."""
-        train, per_step = self.train, self.train.accumulate * self.world
-        lengths = self.lengths[self.rows.splits["train"]]
-        if alike := num_batches(lengths, train.batch_size, train.batch_tokens):
-            return epochs * -(-alike // per_step)
-        return sum(-(-len(self.plan(epoch)) // per_step) for epoch in range(epochs))
-
-    def groups(self) -> Iterator[tuple[int, int, list[Batch]]]:
-        """(epoch, batches of it used after this step, this process's batches), step by step."""
-        per_step, rank = self.train.accumulate * self.world, self.accelerator.process_index
-        state, end, parts = self.state.index, self.total - self.state.step, self.state.parts
-        for epoch in itertools.count(self.state.epoch):
-            cut = self.plan(epoch)
-            for start in range(state, len(cut), per_step):
-                if end == 0:
-                    return
-                end -= 1
-                group = [
-                    Batch(tuple(map(int, rows)), batch_seed(self.train.seed, epoch, start + i))
-                    for i, rows in enumerate(cut[start : start + per_step])
-                ]
-                # Every process takes as many batches: the missing ones count nothing.
-                filler = Batch(group[0].rows, group[0].seed, counts=False)
-                group += [filler] * (-len(group) % self.world)
-                group = [p for b in group[rank :: self.world] for p in parts_of(b, parts)]
-                after = min(start + per_step, len(cut))
-                last = after == len(cut)
-                yield epoch + last, 0 if last else after, group
-            state = 0
-
-    def every_batch(self) -> Iterator[Batch]:
-        """The training rows once, as in the first epoch."""
-        return (Batch(tuple(map(int, rows)), self.train.seed) for rows in self.plan(0))
-
-    def load(self, batches) -> Iterator[dict]:
-        made = loader(
-            self.rows,
-            batches,
-            self.task.collator(training=True),
-            self.train.num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-        # Made in this process, a batch borrows its random state: not while a step uses it.
-        return on_device(made, self.accelerator.device, ahead=self.train.num_workers > 0)
-
-    def stream(self) -> Iterator[tuple[int, int, list[Batch], list[dict]]]:
-        """`groups` with the batches made, from where the state stands."""
-        random_state = torch.get_rng_state()
-        made = self.load(batch for _, _, group in self.groups() for batch in group)
-        torch.set_rng_state(random_state)
-        for epoch, index, group in self.groups():
-            yield epoch, index, group, [next(made) for _ in group]
 
     # ------------------------------------------------------------- training
 
@@ -227,7 +165,7 @@ class Fit:
             state.parts = max(state.parts, json.loads(left.read_text())["parts"])
         console.print(f"training: {self.total} steps from step {state.step}")
         if state.step == 0 and state.evaluated < 0:
-            self.task.initialise(lambda: self.load(self.every_batch()))
+            self.task.initialise(self.order.once)
         stream, clock = self.stream(), time.perf_counter()
         self.task.train()
         trace = traced(self.folder / "profile" / "fit.json.gz", self.profile)
@@ -259,6 +197,10 @@ class Fit:
                 raise
         self.tuning.start(math.inf)  # what the checkpoints hold is what counts as trained
         return state
+
+    def stream(self) -> Iterator[Step]:
+        """The steps that are left."""
+        return self.order.stream(self.state, self.total - self.state.step)
 
     def unfreeze(self) -> None:
         """Let train what does from this epoch on: without a schedule, everything from the first."""

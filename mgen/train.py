@@ -17,11 +17,11 @@ import numpy as np
 import torch
 import tyro
 
-from mgen import calibration, checkpoint, ensemble, trackers, tuning
+from mgen import calibration, checkpoint, ensemble, tuning
 from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.data.splitting.assigning import used_rows
-from mgen.engine import processes, sharding
+from mgen.engine import processes, sharding, trackers
 from mgen.engine.estimate import estimate
 from mgen.engine.processes import Interrupted, Signals
 from mgen.engine.profiling import traced

@@ -100,7 +100,7 @@ def gradients(cfg, folder, task_type, sizes):
         group.append(Batch(tuple(range(start, start + size)), seed=1))
         start += size
     fit.task.train()
-    fit.step(group, list(fit.load(group)))
+    fit.step(group, list(fit.order.load(group)))
     # After one step from zero, Adam's first moment is (1 - beta1) times the gradient.
     state = fit.optimiser.optimizer.state
     return {fit.names[p]: state[p]["exp_avg"] / (1 - fit.train.betas[0]) for p in state}
@@ -143,14 +143,21 @@ def test_a_step_in_which_nothing_counts_is_refused(tmp_path):
 
 def test_the_last_shorter_group_of_an_epoch_is_a_step_of_its_own(tmp_path):
     fit = tiny.fit(tiny.settings(tmp_path, accumulate=4), tmp_path)
-    groups = [(epoch, index, len(group)) for epoch, index, group in fit.groups()]
+    groups = [
+        (epoch, index, len(group)) for epoch, index, group in fit.order.groups(fit.state, fit.total)
+    ]
     assert groups == [(0, 4, 4), (1, 0, 2), (1, 4, 4), (2, 0, 2)]
     assert fit.total == 4
 
 
 def test_max_steps_goes_on_past_the_epochs_and_stops_within_one(tmp_path):
     fit = tiny.fit(tiny.settings(tmp_path, max_steps=15), tmp_path)
-    rows = [row for _, _, group in fit.groups() for batch in group for row in batch.rows]
+    rows = [
+        row
+        for _, _, group in fit.order.groups(fit.state, fit.total)
+        for batch in group
+        for row in batch.rows
+    ]
     assert len(rows) == 15 * 4
     assert [rows.count(row) for row in range(24)].count(2) == 12
 
@@ -326,7 +333,7 @@ def test_a_frozen_backbone_drops_nothing_and_stays_as_it_was(tmp_path):
     fit = tiny.fit(cfg, tmp_path)
     before = tiny.weights(fit.task.backbone)
     fit.task.train()
-    batch = next(fit.load([Batch((0, 1), 0)]))
+    batch = next(fit.order.load([Batch((0, 1), 0)]))
     assert torch.equal(fit.task.backbone(batch), fit.task.backbone(batch))
     assert fit.task.head.training
     fit.run()
@@ -418,7 +425,7 @@ def test_a_lora_checkpoint_is_one_that_peft_reads(esm_folder, tmp_path):
     cfg = tiny.settings(tmp_path, max_steps=4, lr=0.05)
     cfg = dataclasses.replace(cfg, backbone=backbone(str(esm_folder), lora_rank=3, lora_alpha=5.0))
     fit = tiny.fit(cfg, tmp_path)
-    batch = next(fit.load([Batch(tuple(range(8)), 0)]))
+    batch = next(fit.order.load([Batch(tuple(range(8)), 0)]))
     untrained = fit.task.eval().backbone(batch).detach()
     fit.run()
     ours = fit.task.eval().backbone(batch).detach()

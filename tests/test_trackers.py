@@ -14,7 +14,7 @@ from tiny import (
     table,
 )
 
-from mgen import trackers
+from mgen.engine import trackers
 
 
 def scalars(folder):

@@ -84,7 +84,7 @@ def test_the_first_step_of_each_group_is_adamw_by_hand(tmp_path):
     cfg = tiny.settings(tmp_path, schedule="constant", clip=0.0, **train)
     fit = tiny.fit(tiny.with_backbone(cfg, dropout=0.0), tmp_path)
     group = [Batch(tuple(range(6)), seed=1)]
-    (batch,) = fit.load(group)
+    (batch,) = fit.order.load(group)
     loss = fit.task.loss(fit.task(batch), batch).mean()
     gradients = torch.autograd.grad(loss, list(fit.names))
     before = {p: p.detach().clone() for p in fit.names}

@@ -19,11 +19,12 @@ from typing import Annotated, Any, TextIO
 
 import tyro
 
-from mgen import experiments, trackers
+from mgen import experiments
 from mgen.apply import task_of
 from mgen.commands.plan import Plan, Value, flags, read, texts
 from mgen.commands.trials import Asked, Drawn, Trials, optuna_of
 from mgen.config import InputError, flag_values, parse, plain, to_yaml, unknown
+from mgen.engine import trackers
 from mgen.loop import Signals
 from mgen.report import console, number, print_table
 from mgen.train import Launch, Session

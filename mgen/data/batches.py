@@ -34,6 +34,11 @@ class Batch:
     counts: bool = True  # False: fills up a process's share of a step, with weight zero
 
 
+def batch_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of batch `index` of an epoch of a run with `seed`."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
 def plan(
     lengths: np.ndarray, batch_size: int, batch_tokens: int, seed: tuple[int, ...] | None = None
 ) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ def estimate(fit) -> list[dict[str, str]]:
     largest batch seen; what operators need beside is on GPUs in the measured peak only.
     """
     device = fit.accelerator.device
-    fit.task.initialise(lambda: fit.load(fit.every_batch()))
+    fit.task.initialise(fit.order.once)
     found = _measure(fit)
     rest = slice(len(found.seconds) > 1, None)  # the first step is slower
     parameters = [*fit.task.parameters()]
@@ -40,7 +40,7 @@ def estimate(fit) -> list[dict[str, str]]:
     most, at_once, free = max(found.kept, found.peak - fixed), found.at_once, memory(device)
     fits = int(0.9 * (free - fixed) * at_once / most) if most else 0
     seconds = found.seconds[rest]
-    step, per_epoch = statistics.median(seconds), fit.steps_of(1)
+    step, per_epoch = statistics.median(seconds), fit.order.steps_of(1)
     rate = fit.world * sum(found.tokens[rest]) / sum(seconds)
     half = fit.train.mixed_precision != "no"
     fast = speed(sum(found.flops[rest]), sum(seconds), device, half)
