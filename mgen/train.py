@@ -387,8 +387,8 @@ def _fit(session: Session) -> int:
     with held(folder):
         console.print(f"run directory: {folder}")
         try:
-            processes.on_main(lambda: checkpoint.check_writable(folder / "checkpoints"))
             processes.on_main(lambda: session.describe(folder))
+            processes.on_main(lambda: checkpoint.check_writable(folder / "checkpoints"))
             session.weights()
             fit = Fit(task, session.rows, task.lengths, cfg.train, folder, launch.profile)
         except InputError:

@@ -85,7 +85,8 @@ def survives(
             children = server.start(name, *KINDS[kind], "--resume", processes=processes)
             if processes > 1:  # before they have met it takes a launcher to end the others
                 server.wait_for_words("processes, this one on")
-            time.sleep(draw.uniform(0.2, 1.0) * seconds)
+            early, late = (0.2, 1.0) if processes == 1 else (0.0, 0.4)
+            time.sleep(draw.uniform(early, late) * seconds)
             os.kill(draw.choice(children), signal.SIGKILL)
             codes = server.end()
         else:  # at a file operation: while a checkpoint, a link, metrics or results are written
