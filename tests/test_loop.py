@@ -227,7 +227,7 @@ def test_what_is_not_finite_stops_before_the_weights_change(task_type, accumulat
 def test_a_command_that_met_nonsense_leaves_with_code_70(tmp_path, capsys):
     tiny.table(tmp_path)
     assert tiny.command(tmp_path, task=Poisoned) == 70
-    assert "rows with a loss that is not finite" in capsys.readouterr().err
+    assert "rows of this step with a loss that is not finite" in capsys.readouterr().err
 
 
 class Unused(SequenceRegression):
@@ -458,7 +458,7 @@ def test_a_line_of_metrics_is_the_mean_since_the_line_before(tmp_path):
     seldom = tiny.fit(tiny.settings(tmp_path, log_every=5, batch_size=5), tmp_path / "seldom")
     seldom.run()
     losses = [row["loss"] for row in logged(tmp_path / "often", "train")]
-    rows = [4 if len(batch) == 4 else 5 for e in (0, 1) for batch in often.plan(e)]
+    rows = [4 if len(batch) == 4 else 5 for e in (0, 1) for batch in often.order.plan(e)]
     sums = [loss * count for loss, count in zip(losses, rows, strict=True)]
     written = {row["step"]: row["loss"] for row in logged(tmp_path / "seldom", "train")}
     assert list(written) == [5, 10]
