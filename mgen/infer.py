@@ -1,5 +1,6 @@
 """One pass over rows without training: metrics, predictions or both; and what training shares."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -97,6 +98,26 @@ def infer(
         made = loader(rows, batches, task.collator(), workers, device.type == "cuda")
         return on_device(made, device, ahead=workers > 0)
 
+    room = math.inf  # padded tokens at once; what had more did not fit into memory
+
+    def in_parts(planned: Batch, batch: dict[str, Any] | None = None) -> None:
+        """`run` of a batch, or of its halves where memory runs out or has done so before."""
+        nonlocal room
+        count = len(planned.rows)
+        size = count * int(lengths[list(planned.rows)].max())
+        if size <= room or count == 1:
+            try:
+                return run(batch or next(load([planned])))
+            except RuntimeError as error:
+                if count == 1 or not is_full(error):
+                    raise
+            room = size - 1
+            free()
+            warn(f"out of memory: batches of {size:,} tokens or more are computed in parts")
+        for part in parts_of(planned, 2):
+            in_parts(part)
+        return None
+
     made = load([batch for _, batch, _ in todo], workers)
     # What is gathered in inference mode could not be trained afterwards.
     without_gradients = torch.no_grad() if is_sharded else torch.inference_mode()
@@ -111,7 +132,7 @@ def infer(
             elif is_sharded:  # the others would not make the passes of a batch in parts
                 run(batch)
             else:
-                in_parts(run, planned, batch, lambda part: next(load([part])))
+                in_parts(planned, batch)
             if writer and last:
                 writer.write(block, in_order(pieces, rows, columns))
                 pieces = []
@@ -131,22 +152,6 @@ def infer(
     for metric in metrics.values():
         metric.update(*compared)
     return {"loss": (sums[0] / sums[1]).item(), **results(metrics)}, compared
-
-
-def in_parts(
-    run: Callable[[dict], None], planned: Batch, batch: dict, load: Callable[[Batch], dict]
-) -> None:
-    """`run` of a batch, or where memory runs out of its halves, as `load` makes them."""
-    try:
-        return run(batch)
-    except RuntimeError as error:
-        if len(planned.rows) == 1 or not is_full(error):
-            raise
-    free()
-    warn(f"out of memory: a batch of {len(planned.rows)} rows is computed in two parts")
-    for part in parts_of(planned, 2):
-        in_parts(run, part, load(part), load)
-    return None
 
 
 def in_order(pieces: list[dict[str, Any]], rows, columns: tuple[str, ...]) -> dict[str, Any]:

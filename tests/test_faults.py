@@ -61,7 +61,8 @@ def half_way(server, name: str, count: int) -> list[int]:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_full_disk_during_a_checkpoint_leaves_the_one_before(count, server, whole):
     name, options = f"full{count}", {"processes": count, "recipe": "faulty"}
     run = server.run_folder(name, "faulty")
@@ -224,7 +225,8 @@ def test_a_signal_to_one_process_stops_both_in_evaluation(victim, number, server
     assert_equal_runs(whole(2), server.run_folder(name, "faulty"))
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_signal_to_one_process_stops_both_in_prediction_which_goes_on(victim, server, whole):
     folder = whole(2) / "predictions"
     options = {"processes": 2, "recipe": "faulty"}
@@ -253,6 +255,7 @@ def finished(folder: Path) -> list[Path]:
     return [block for block in folder.glob(".rows.parquet.*/0*") if block.suffix != ".partial"]
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once_and_the_run_goes_on(server, whole):
     slow = {"FAULT": "pause 60"}
     (child,) = server.start("twice", *FLAGS, recipe="faulty", environment=slow)

@@ -174,6 +174,7 @@ def test_processes_of_which_one_has_no_memory_left_make_the_same_steps(server, t
             assert np.allclose(ours[name], theirs[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_no_memory_in_a_backward_pass_ends_the_run_and_resume_goes_on_in_parts(server, two):
     given = {"processes": 2, "recipe": "short_of_memory"}
     for parts in (2, 4):

@@ -171,8 +171,10 @@ def test_an_epoch_is_drawn_by_seed_and_epoch_alone(tmp_path):
 
     first, again = made(), made()
     for epoch in (0, 1):
-        assert [b.tolist() for b in first.plan(epoch)] == [b.tolist() for b in again.plan(epoch)]
-    flat = [sorted(np.concatenate(first.plan(epoch)).tolist()) for epoch in (0, 1)]
+        assert [b.tolist() for b in first.order.plan(epoch)] == [
+            b.tolist() for b in again.order.plan(epoch)
+        ]
+    flat = [sorted(np.concatenate(first.order.plan(epoch)).tolist()) for epoch in (0, 1)]
     assert flat[0] != flat[1] and len(flat[0]) == 40 and len({*flat[0]}) < 40
 
 
