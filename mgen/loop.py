@@ -28,6 +28,7 @@ from mgen.engine.order import Order, Step
 from mgen.engine.processes import Interrupted, Signals, on_main
 from mgen.engine.profiling import traced
 from mgen.engine.throughput import Work, speed
+from mgen.engine.zero import Zero
 from mgen.infer import infer, summed
 from mgen.report import console, number, progress, warn
 from mgen.task import Task
@@ -106,6 +107,7 @@ class State:
     stopped: bool = False  # early, by patience
     processes: int = 1
     parts: int = 1  # in which each batch is computed since memory ran out
+    zero: int = 0  # stage of DeepSpeed, which keeps the optimiser in pieces
     since_log: dict[str, float] = field(default_factory=dict)  # sums for the next log line
 
 
@@ -136,6 +138,7 @@ class Fit:
         train: Train,
         folder: Path,
         profile: bool = False,
+        zero: int = 0,
     ) -> None:
         from accelerate import Accelerator
 
@@ -144,8 +147,9 @@ class Fit:
         self.trackers: list = []  # they get what `log` writes
         self.accelerator = Accelerator(mixed_precision=train.mixed_precision)
         self.world, self.sharded = self.accelerator.num_processes, sharding.is_sharded(task)
+        self.in_pieces = self.sharded or zero > 0  # something of what is trained
         self.profile = profile and self.accelerator.is_main_process
-        self.state, self.saved = State(processes=self.world), (0, -1)
+        self.state, self.saved = State(processes=self.world, zero=zero), (0, -1)
         self.tokens = torch.zeros(2, dtype=torch.int64)  # read, and with padding, by this process
         self.tuning, self.work = Tuning(task, train), Work(task)
         self.names = self.tuning.names
@@ -205,7 +209,9 @@ class Fit:
     def unfreeze(self) -> None:
         """Let train what does from this epoch on: without a schedule, everything from the first."""
         groups = self.tuning.start(self.state.epoch, is_new=self.state.index == 0)
-        if groups:
+        if groups and self.state.zero:
+            self.optimiser = Zero(self.task, groups, self.train.betas, self.state.zero)
+        elif groups:
             joined = join(self.accelerator, self.model, self.optimiser, groups, self.train.betas)
             self.model, self.optimiser = joined
             self.task.train()
@@ -227,7 +233,7 @@ class Fit:
             self.halve(group)
             return None
         loss = sum(losses)
-        norm = pieces.whole(accelerator.clip_grad_norm_(self.names, train.clip or math.inf))
+        norm = self.clip(train.clip or math.inf)
         loss = accelerator.reduce(loss) if self.world > 1 else loss
         finite = torch.isfinite(loss) and (accelerator.scaler or torch.isfinite(norm))
         if not (finite and count > 0):
@@ -246,6 +252,18 @@ class Fit:
                 self.tokens += torch.tensor([read, mask.numel()])
         return {**rates, "grad_norm": norm.item()}
 
+    def clip(self, largest: float) -> Tensor:
+        """Scale the gradients to a 2-norm of `largest` if theirs is larger; returns theirs."""
+        if not self.state.zero:
+            return pieces.whole(self.accelerator.clip_grad_norm_(self.names, largest))
+        if self.optimiser.is_mixed():
+            raise Stopped(
+                f"step {self.state.step + 1}: the rows of each process led through other parts of "
+                "the network, so DeepSpeed has mixed up their gradients. Nothing was changed by "
+                "this step. Go on with plain DDP or FSDP2, under another --name"
+            )
+        return self.optimiser.clip(largest)
+
     def gradients(self, group: list[Batch], batches: list[dict]) -> tuple[list[Tensor], Tensor]:
         """Sum of the losses of each batch, and what all of them count in all processes.
 
@@ -254,13 +272,17 @@ class Fit:
         accelerator, losses, count, unit = self.accelerator, [], 0.0, None
         for i, (planned, batch) in enumerate(zip(group, batches, strict=True)):
             # Weights in pieces: gradients as well, or they would take the memory of whole ones.
-            wait = i < len(group) - 1 and not self.sharded
+            is_last = i == len(group) - 1
+            wait = not (is_last or self.in_pieces)
             with accelerator.no_sync(self.model) if wait else nullcontext():
                 part, number_ = self.forward(planned, batch)
                 # One scale for all; of the right size, so that half-precision gradients fit.
                 unit = torch.where(number_ > 0, number_, 1.0) if unit is None else unit
                 try:
-                    accelerator.backward(part / unit)
+                    if self.state.zero:
+                        self.optimiser.backward(part / unit, is_last)
+                    else:
+                        accelerator.backward(part / unit)
                 except RuntimeError as error:
                     if self.world > 1 and is_full(error):
                         raise OutOfMemory(self.full()) from None
@@ -269,9 +291,10 @@ class Fit:
             count = count + number_
         # So far: gradients of sum / unit, averaged over processes. Wanted: of sum / count.
         if self.world > 1 or len(group) > 1:
-            for parameter in self.names:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self.world * unit / count)
+            held = self.optimiser.gradients() if self.state.zero else [p.grad for p in self.names]
+            for gradient in held:
+                if gradient is not None:
+                    gradient.mul_(self.world * unit / count)
         return losses, count
 
     def forward(self, planned: Batch, batch: dict) -> tuple[Tensor, Tensor]:
@@ -283,7 +306,7 @@ class Fit:
         except RuntimeError as error:
             if self.world == 1 or not is_full(error):
                 raise
-        if part is None and self.sharded:  # the others wait within the pass
+        if part is None and self.in_pieces:  # the others wait within the pass
             raise OutOfMemory(self.full())
         if part is None:
             count = torch.full((), math.inf, device=self.accelerator.device)
@@ -450,7 +473,7 @@ class Fit:
         self.saved = (state.step, state.evaluated)
         states = self._random_states()
         self.add_tokens()
-        if self.sharded:  # each process writes its pieces
+        if self.in_pieces:  # each process writes its pieces
             self._save(states)
         else:
             on_main(lambda: self._save(states))
@@ -461,7 +484,9 @@ class Fit:
             checkpoint.sync(self.folder / "metrics.jsonl")
         with self.tuning.all_that_train():
             tensors = checkpoint.split_lora(checkpoint.trained(self.task))
-        if self.optimiser:
+        if self.state.zero:
+            tensors["optimizer"] = self.optimiser.tensors()
+        elif self.optimiser:
             tensors["optimizer"] = checkpoint.optimiser_tensors(
                 self.optimiser.optimizer, self.names
             )
@@ -477,11 +502,11 @@ class Fit:
         if self.accelerator.scaler:
             saved["scaler"] = self.accelerator.scaler.state_dict()
         saved |= checkpoint.lora_config(self.task)
-        writers = sharding.writers() if self.sharded else {}
+        writers = sharding.writers() if self.in_pieces else {}
         checkpoint.save(self.checkpoints, self.state.step, tensors, saved, **writers)
         if is_main:
             self._point()
-        if self.sharded:
+        if self.in_pieces:
             self.accelerator.wait_for_everyone()
 
     def _point(self) -> None:
@@ -525,9 +550,17 @@ class Fit:
                 f"{found}: written by {saved['state']['processes']} processes, this run has "
                 f"{self.world}; continue with as many, or the rows of a step would differ"
             )
+        if bool(saved["state"].get("zero")) != bool(self.state.zero):
+            kind = "without" if self.state.zero else "with"
+            raise InputError(
+                f"{found}: written {kind} DeepSpeed, whose pieces do not fit other optimisers; "
+                f"continue {kind} it"
+            )
         with self.tuning.all_that_train():
             checkpoint.restore(self.task, tensors, saved, found, self.fingerprint)
-        if self.optimiser:
+        if self.state.zero:
+            self.optimiser.restore(tensors["optimizer"])
+        elif self.optimiser:
             checkpoint.restore_optimiser(self.optimiser.optimizer, self.names, tensors["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(saved["scaler"])

@@ -21,7 +21,7 @@ from mgen import calibration, checkpoint, ensemble, tuning
 from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.data.splitting.assigning import used_rows
-from mgen.engine import processes, sharding, trackers
+from mgen.engine import processes, sharding, trackers, zero
 from mgen.engine.estimate import estimate
 from mgen.engine.processes import Interrupted, Signals
 from mgen.engine.profiling import traced
@@ -263,7 +263,7 @@ class Session:
 
     def join(self) -> None:
         """Take this process's place among those of the launcher; only the first one talks."""
-        sharding.refuse_deepspeed()
+        self.zero = zero.stage(os.environ, self.task, self.cfg.train)
         self.accelerator = processes.join(self.cfg.train.mixed_precision)
         sharding.check(self.accelerator)
         self.is_main = self.accelerator.is_main_process
@@ -390,7 +390,9 @@ def _fit(session: Session) -> int:
             processes.on_main(lambda: session.describe(folder))
             processes.on_main(lambda: checkpoint.check_writable(folder / "checkpoints"))
             session.weights()
-            fit = Fit(task, session.rows, task.lengths, cfg.train, folder, launch.profile)
+            fit = Fit(
+                task, session.rows, task.lengths, cfg.train, folder, launch.profile, session.zero
+            )
         except InputError:
             if session.is_main and not resumed:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -535,7 +537,8 @@ def _estimate(session: Session) -> int:
     """Make steps of the run in a folder that is thrown away."""
     session.weights()
     with tempfile.TemporaryDirectory() as folder:
-        fit = Fit(session.task, session.rows, session.task.lengths, session.cfg.train, Path(folder))
+        task, rows, train = session.task, session.rows, session.cfg.train
+        fit = Fit(task, rows, task.lengths, train, Path(folder), zero=session.zero)
         print_table("", estimate(fit))
     return 0
 

@@ -237,14 +237,6 @@ def test_fsdp_on_a_cpu_is_refused_before_anything_is_written(tmp_path, monkeypat
     assert not (tmp_path / "runs").exists()
 
 
-def test_deepspeed_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    tiny.table(tmp_path)
-    assert tiny.command(tmp_path, "fit") == 2
-    assert "FSDP2 shards the same" in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "runs").exists()
-
-
 def obstacle(folder, task_type=tiny.sequence_regression.SequenceRegression, cfg=None, **options):
     cfg = cfg or tiny.settings(folder)
     task, _ = tiny.prepared(tiny.with_backbone(cfg, **options), task_type)

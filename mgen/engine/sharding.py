@@ -19,20 +19,6 @@ from mgen.engine.processes import Interrupted
 CONFIG = "recipes/configs/accelerate/gpu8_fsdp2.yaml"
 
 
-def refuse_deepspeed() -> None:
-    """Raise InputError where the launcher asks for DeepSpeed.
-
-    Its engine clips and steps within the backward pass: a gradient that is not finite would be in
-    the weights before it is seen. Its checkpoints are pickled.
-    """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise InputError(
-            "the launcher asks for DeepSpeed, which makes its steps itself, before they could be "
-            f"looked at. FSDP2 shards the same: use {CONFIG} as it is for ZeRO-3, and with "
-            "fsdp_reshard_after_forward: false for ZeRO-2"
-        )
-
-
 def check(accelerator) -> None:
     """Raise InputError if the launcher asks for pieces that this run would not get."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
