@@ -188,6 +188,7 @@ def started(how: str) -> subprocess.Popen:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_an_error_with_worker_processes_alive_ends_the_process():
     assert started("raise").wait(timeout=30) == 1
 

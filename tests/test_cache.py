@@ -421,6 +421,7 @@ def test_what_a_killed_writer_recorded_is_used_and_right(seconds, folder):
     assert found == kept > 0 and found + computed == 4 * (kept // 4 + 1)
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once_and_find_what_the_other_has(folder):
     children = [writer(folder, seed, 30) for seed in (1, 2)]
     for child in children:
@@ -807,6 +808,7 @@ def test_a_run_killed_while_it_keeps_ends_as_if_left_alone(head, tmp_path):
     assert_equal_runs(server.run_folder(f"left-{head}"), server.run_folder(name))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_and_count_together(tmp_path):
     server, kept = tiny.server(), ("--backbone.cache", str(tmp_path / "cache"))
     flags = ("--train.epochs", "4", "--train.batch-size", "4", "--backbone.frozen")

@@ -98,7 +98,10 @@ def survives(
     assert_equal_runs(server.run_folder(reference), server.run_folder(name))
 
 
-@pytest.mark.parametrize(("kind", "kills"), [("full, no workers", 2), ("lora, two workers", 1)])
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [("full, no workers", 2), pytest.param("lora, two workers", 1, marks=pytest.mark.crash)],
+)
 def test_a_killed_run_ends_as_if_left_alone(kind, kills, server, whole):
     survives(server, whole, kind, f"few-{kills}", kills, seed=kills)
 
@@ -132,7 +135,10 @@ def test_a_run_killed_at_each_file_operation_ends_as_if_left_alone(server, whole
     assert kill_at > 100
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_to_run_and_workers_saves_progress(number, code, server, whole):
     kind = "lora, two workers"
     name = f"signal-{code}"

@@ -161,6 +161,7 @@ def test_a_new_run_that_can_write_no_checkpoints_leaves_no_folder(tmp_path, monk
 # --------------------------------------------------------------------------- processes
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_finite_in_one_process_stops_both_and_is_named(server):
     bad = {"FAULT": "nan 1 3"}
     code = server.run("nan", *FLAGS, processes=2, recipe="faulty", environment=bad)
@@ -196,7 +197,8 @@ def test_a_killed_worker_process_ends_the_run_with_one_message(server):
     assert not checkpoint.fault(last.resolve())
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=SLOW), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(victim, server, whole):
     name = f"kill{victim}"
     children = half_way(server, name, 2)
@@ -271,7 +273,8 @@ def test_a_second_interrupt_ends_at_once_and_the_run_goes_on(server, whole):
     assert_equal_runs(whole(1), server.run_folder("twice", "faulty"))
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_second_run_into_one_directory_is_refused(count, server, whole):
     name = f"held{count}"
     run = server.run_folder(name, "faulty")

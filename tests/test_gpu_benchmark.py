@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 import torch
 from conftest import ROOT
 
@@ -10,6 +11,7 @@ sys.path.append(str(ROOT))
 from tests.benchmarks import gpu  # noqa: E402
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_measures_training_and_embedding(tmp_path):
     case = gpu.Case("aido_dna_debug", "ACGT", 60, 512)
     sequences = gpu.draw(case, 40)
@@ -22,6 +24,7 @@ def test_the_gpu_benchmark_measures_training_and_embedding(tmp_path):
     assert embedded["packed_over_padded"] > 0 and embedded["packed_tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_reported_and_not_hidden(tmp_path):
     case = gpu.Case("aido_dna_debug", "ACGT", 60, 512)
     found = gpu.training(case, tmp_path / "missing.tsv", 2, ())

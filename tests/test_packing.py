@@ -222,7 +222,9 @@ def test_a_run_trains_alike_packed_and_padded(tmp_path):
 # --------------------------------------------------------------------------- compilation
 
 
-@pytest.mark.parametrize("back_end_name", ["sdpa", "document"])
+@pytest.mark.parametrize(
+    "back_end_name", ["sdpa", pytest.param("document", marks=pytest.mark.slow)]
+)
 def test_blocks_compile_a_bounded_number_of_times_whatever_the_lengths(back_end_name):
     torch._dynamo.reset()
     network = load_backbone("aido_dna_debug", random_weights=True, attention=back_end_name)

@@ -78,6 +78,7 @@ def test_two_processes_write_each_prediction_once_and_in_order(one, two):
     assert np.allclose(*pairs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_a_step_that_both_resume(server, two):
     for attempt in range(5):  # of nine steps the last may be done before the signal comes
         name = f"signal{attempt}"
@@ -98,6 +99,7 @@ def test_another_number_of_processes_is_refused_on_resume(server, two):
     assert "written by 2 processes, this run has 1" in " ".join(server.log.read_text().split())
 
 
+@pytest.mark.slow
 def test_lora_trains_the_same_on_two_processes(server):
     flags = (
         *FLAGS,
@@ -163,6 +165,7 @@ def test_two_processes_predict_and_test_any_number_of_rows_as_one(count, server)
 # --------------------------------------------------------------------------- memory
 
 
+@pytest.mark.slow
 def test_processes_of_which_one_has_no_memory_left_make_the_same_steps(server, two):
     given = {"processes": 2, "recipe": "short_of_memory"}
     assert server.run("forward", *FLAGS, **given) == 0, server.log.read_text()

@@ -100,6 +100,7 @@ def test_the_units_are_the_blocks_of_the_backbone_and_the_rest(kind, folder):
     assert sorted({*found} - {*routers}) == sorted(["", *blocks])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in sharded.KINDS if kind != "rnabert"])
 def test_a_step_of_a_sharded_model_is_that_of_a_whole_one(kind, folder, alone):
     one = alone(kind)
@@ -116,6 +117,7 @@ def test_a_step_of_a_sharded_model_is_that_of_a_whole_one(kind, folder, alone):
             assert torch.equal(ours[name], parameter), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in sharded.KINDS if kind != "rnabert"])
 def test_a_sharded_run_logs_the_losses_and_metrics_of_a_whole_one(kind, folder, alone):
     alone(kind)
@@ -127,6 +129,7 @@ def test_a_sharded_run_logs_the_losses_and_metrics_of_a_whole_one(kind, folder, 
             assert mine[name] == pytest.approx(other[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sharded.KINDS)
 def test_each_process_saves_its_piece_and_one_process_loads_the_whole(kind, folder):
     path, wholes = last(folder, kind), load_file(folder / kind / "wholes.safetensors")
@@ -144,23 +147,27 @@ def test_each_process_saves_its_piece_and_one_process_loads_the_whole(kind, fold
         assert torch.equal(held[f"optimizer/{name}"], value), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rnabert", "lora"])
 def test_three_processes_load_what_two_have_saved_bit_for_bit(kind, folder):
     ours, theirs = (load_file(folder / kind / f"{n}.safetensors") for n in ("three", "wholes"))
     assert tiny.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_bit_for_bit(folder):
     for group in ("model", "optimizer"):
         paths = (folder / "rnabert" / run / "checkpoints" / "step-2" for run in ("two", "again"))
         assert tiny.equal(*(joined(path, group, 2) for path in paths))
 
 
+@pytest.mark.slow
 def test_as_accelerate_launches_it_a_sharded_run_is_the_same(folder):
     runs = (folder / "rnabert" / run / "checkpoints" / "step-2" for run in ("two", "launched"))
     assert tiny.equal(*(joined(path, "model", 2) for path in runs))
 
 
+@pytest.mark.slow
 def test_a_sharded_model_predicts_each_row_once_though_a_process_has_none(folder):
     path = last(folder, "rnabert")
     task, rows = tiny.prepared(sharded.settings(folder, "rnabert", processes=1))
@@ -178,6 +185,7 @@ def test_a_sharded_model_predicts_each_row_once_though_a_process_has_none(folder
     assert ours == pytest.approx(values, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_estimate_of_a_sharded_run_counts_the_piece_of_one_process(folder, alone, tmp_path):
     def kilobytes(rows, part: str) -> float:
         number, unit = rows[part].split()[:2]
@@ -196,6 +204,7 @@ def test_an_estimate_of_a_sharded_run_counts_the_piece_of_one_process(folder, al
     assert per_token(ours) == pytest.approx(per_token(whole), rel=0.1)  # weights are not among them
 
 
+@pytest.mark.slow
 def test_a_missing_piece_is_said_and_the_checkpoint_before_is_used(folder, tmp_path):
     copied = tmp_path / "checkpoints"
     shutil.copytree(folder / "rnabert" / "two" / "checkpoints", copied)

@@ -452,6 +452,7 @@ def test_a_run_that_stops_before_all_has_joined_is_tested(tmp_path):
     assert json.loads(results.read_text())["steps"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_unfreeze_as_one_does():
     server = tiny.server()
     file = schedule(server.folder, SCHEDULE)
