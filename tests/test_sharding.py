@@ -91,6 +91,14 @@ def alone(folder):
     return make
 
 
+def test_the_units_to_shard_are_the_blocks_of_each_backbone(tmp_path):
+    task, _ = tiny.prepared(tiny.settings(tmp_path))
+    names = {module: name for name, module in task.named_modules()}
+    found = [names[unit] for unit in sharding.units(task)]
+    assert found == [BLOCKS["rnabert"].format(i) for i in range(2)]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sharded.KINDS)
 def test_the_units_are_the_blocks_of_the_backbone_and_the_rest(kind, folder):
     found = json.loads((folder / "facts.json").read_text())[kind]
