@@ -90,9 +90,9 @@ def _measure(fit) -> Measured:
         masks = [int(b["attention_mask"].sum()) for b in batches if "attention_mask" in b]
         found.tokens.append(sum(masks))
         largest = masks.index(max(masks)) if masks else 0
-        # The passes of a sharded model need all processes, whichever has the largest batch.
+        # A pass needs all processes, whichever has the largest batch.
         is_larger = not found.kept or masks[largest] > found.at_once
-        if is_larger or fit.sharded:
+        if is_larger or fit.world > 1:
             here = Kept(fit.task)
             with here:
                 fit.forward(group[largest], batches[largest])
