@@ -187,6 +187,19 @@ def test_auto_packs_on_a_cpu_where_more_than_a_tenth_is_padding(padding, layout)
     assert isinstance(found, layout) and not reason
 
 
+def test_rows_that_are_padded_though_they_could_be_packed_are_said_once(monkeypatch, capsys):
+    found = {"reason": "packed attention has no dropout: --backbone.dropout 0"}
+    monkeypatch.setattr(
+        "mgen.models.encoder.lay_out", lambda mask, *_: (Padded(mask), found["reason"])
+    )
+    network = load_backbone("aido_dna_debug", random_weights=True)
+    network.embed(["ACGT"]), network.hidden_states(network.tokenize(["AC"]))
+    assert capsys.readouterr().out.count("attention over padded rows: packed attention has no") == 1
+    found["reason"] = ""
+    network.embed(["ACGT"])
+    assert capsys.readouterr().out == ""
+
+
 def test_varlen_without_a_gpu_is_refused_before_weights_are_read():
     with pytest.raises(InputError, match="varlen needs a CUDA device"):
         backbone("aido_dna_300m", attention="varlen").build()

@@ -20,6 +20,7 @@ from mgen.backbones.tokenizer import Tokenizer
 from mgen.backbones.zoo import find
 from mgen.config import InputError
 from mgen.io.weights import Stored, fetch, list_weights, load_state
+from mgen.report import warn
 
 if TYPE_CHECKING:
     from mgen.backbones.cache import OutputCache
@@ -50,6 +51,7 @@ class SequenceBackbone(nn.Module):
         self.config_json: dict[str, Any] = {}
         self.head_tensors: dict[str, Stored] = {}  # a classification head the checkpoint has
         self.is_split = False  # over several devices
+        self.said: set[str] = set()  # notices, each once
         self.cache: OutputCache | None = None  # looks up what `forward` gives
 
     @classmethod
@@ -199,8 +201,13 @@ class SequenceBackbone(nn.Module):
         limit = self.tokenizer.max_length
         is_long = 0 < limit < batch["input_ids"].shape[1]
         if is_long and self.tokenizer.truncate == "window":
-            return windows.stitched(states, batch, limit, self.tokenizer.pad_token_id)
-        return states(batch)
+            found = windows.stitched(states, batch, limit, self.tokenizer.pad_token_id)
+        else:
+            found = states(batch)
+        if (why := self.notice) and why not in self.said:
+            self.said.add(why)
+            warn(f"attention over padded rows: {why}")
+        return found
 
     def decoder(self, hidden: Tensor) -> Tensor:
         """Logits (B, L, V) of the language-model head. Raises InputError where there is none."""
