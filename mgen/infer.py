@@ -108,7 +108,7 @@ def infer(
         if size <= room or count == 1:
             try:
                 return run(batch or next(load([planned])))
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if count == 1 or not is_full(error):
                     raise
             room = size - 1

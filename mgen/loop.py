@@ -226,7 +226,7 @@ class Fit:
             losses, count = self.gradients(group, batches)
         except Stopped:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_full(error):
                 raise
         if not losses:  # by now the error holds on to nothing
@@ -283,7 +283,7 @@ class Fit:
                         self.optimiser.backward(part / unit, is_last)
                     else:
                         accelerator.backward(part / unit)
-                except RuntimeError as error:
+                except (RuntimeError, MemoryError) as error:
                     if self.world > 1 and is_full(error):
                         raise OutOfMemory(self.full()) from None
                     raise
@@ -303,7 +303,7 @@ class Fit:
         try:
             with self.accelerator.autocast():
                 part, count = summed(self.task.loss(self.model(batch), batch))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if self.world == 1 or not is_full(error):
                 raise
         if part is None and self.in_pieces:  # the others wait within the pass

@@ -4,25 +4,17 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
+import test_cli
 
-from mgen import cli
 from mgen.commands import doctor
 from mgen.io.files import kept
 
 
 def mgen(monkeypatch, capsys, *words):
-    """Exit code and stdout of `mgen doctor`."""
-    monkeypatch.setattr(sys, "argv", ["mgen", "doctor", *words])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as left:
-        code = left.code
-    out, err = capsys.readouterr()
-    return code, out, err
+    """Exit code, stdout and stderr of `mgen doctor`."""
+    return test_cli.mgen(monkeypatch, capsys, "doctor", *words)
 
 
 @pytest.fixture

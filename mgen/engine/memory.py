@@ -15,13 +15,12 @@ from torch import Tensor
 from mgen.data.batches import Batch
 
 
-def is_full(error: BaseException) -> bool:
+def is_full(error: Exception) -> bool:
     """Whether an error says that a device, or the machine, has no memory left."""
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, Exception) and should_reduce_batch_size(error)
-    )
+    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_named or should_reduce_batch_size(error)
 
 
 def free() -> None:
