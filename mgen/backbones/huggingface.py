@@ -138,7 +138,7 @@ class HuggingFaceBackbone(SequenceBackbone):
         """`varlen` is transformers' flash_attention_2, which leaves padding out of attention.
 
         `auto` takes it for weights in half precision on CUDA, where the flash-attn package is
-        installed. ModernBERT then leaves padding out of all its layers.
+        installed.
         """
         from transformers.utils import is_flash_attn_2_available
 

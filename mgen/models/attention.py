@@ -119,7 +119,7 @@ class Packed:
     """
 
     def __init__(self, mask: Tensor, varlen: bool) -> None:
-        mask, self.varlen, self.rows = mask.bool(), varlen, len(mask)
+        mask, self.varlen = mask.bool(), varlen
         order = mask.sum(1).argsort(descending=True, stable=True)
         width = mask.shape[1]
         places = torch.arange(mask.numel(), device=mask.device).view_as(mask)
