@@ -103,7 +103,7 @@ LAYERS = {
         "engine",
         "backbones",
         "train",
-        "loop",
+        "task",
         "runs",
         "checkpoint",
         "experiments",

@@ -16,11 +16,13 @@ from tiny import (
 )
 
 from mgen import experiments
+from mgen.commands import jobs
 from mgen.commands import sweep as command
+from mgen.commands.jobs import hold, share, work
 from mgen.commands.plan import flags, read
-from mgen.commands.trials import Asked, Drawn, hold
+from mgen.commands.trials import Asked, Drawn
 from mgen.config import InputError
-from mgen.loop import Signals
+from mgen.engine.processes import Signals
 
 # A recipe that takes no time: its best step is the first of two, its score 10 x the rate there.
 RECIPE = """
@@ -118,7 +120,7 @@ def worker(plan, index=0, of=1, jobs=1):
     try:
         trials = (Asked if plan.search == "optuna" else Drawn)(plan, index, of)
         with Signals() as signals:
-            command._work(trials, jobs, signals)
+            work(trials, jobs, signals)
     finally:
         os._exit(0)
 
@@ -249,14 +251,14 @@ def test_a_killed_sweep_takes_its_trial_along_and_a_new_start_finishes(repositor
 
 def test_a_trial_that_outlives_its_sweep_is_not_started_again(repository, monkeypatch, capsys):
     monkeypatch.setenv("FAKE_SECONDS", "2")
-    monkeypatch.setattr(command, "LIBC", None)  # as where the system cannot end it
+    monkeypatch.setattr(jobs, "LIBC", None)  # as where the system cannot end it
     file = write(repository, "train.lr: [0.1]")
     child = worker(read(file))
     wait_for(lambda: starts(repository))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert run(file) == 0
-    assert "trial 0 is being run by another process" in capsys.readouterr().out
+    assert "trial 0 is being made by another process" in capsys.readouterr().out
     assert starts(repository) == names(0)
     assert results(repository)[0]["valid_spearman"] == "1.0"
 
@@ -292,15 +294,15 @@ SGE = {"SGE_TASK_ID": "5", "SGE_TASK_FIRST": "1", "SGE_TASK_LAST": "7", "SGE_TAS
     ],
 )
 def test_a_job_array_says_which_share_is_whose(environment, expected):
-    assert command._share(command.Options(file="s.yaml"), environment) == expected
+    assert share(command.Options(file="s.yaml"), environment) == expected
 
 
 def test_an_array_without_a_count_asks_for_it():
     options = command.Options(file="s.yaml")
     with pytest.raises(InputError, match="--of"):
-        command._share(options, {"PBS_ARRAY_INDEX": "1"})
+        share(options, {"PBS_ARRAY_INDEX": "1"})
     given = command.Options(file="s.yaml", of=4)
-    assert command._share(given, {"PBS_ARRAY_INDEX": "1"}) == (1, 4)
+    assert share(given, {"PBS_ARRAY_INDEX": "1"}) == (1, 4)
 
 
 # --------------------------------------------------------------------------- draws
@@ -405,7 +407,7 @@ def test_optuna_tells_what_to_install(repository, monkeypatch, capsys):
         ("train.lr: [1]", {"metric": "mae", "direction": "max"}, 4, "keeps the min of mae"),
         ("train.lr: [1]", {"recipe": "fak"}, 1, "Did you mean 'fake'?"),
         ("train.lr: [1]", {"flags": "--train.lr 2"}, 5, "is set in flags"),
-        ("train.lr: [1]", {"flags": "--name x"}, 2, "--name is not for trials"),
+        ("train.lr: [1]", {"flags": "--name x"}, 2, "--name is not for these runs"),
         ("train.lr: [1]", {"flags": "--train.monitor loss"}, 2, "the sweep's metric"),
         ("train.lr: [1]", {"flags": "--train.seedd 1"}, 2, "Perhaps you meant"),
         (

@@ -1,99 +1,67 @@
-"""The trials of a sweep: which there are, which are over, who runs one, what came out.
-
-Everything is in the sweep's folder, so that any process can be killed at any instant and started
-again, and several can share the folder.
-"""
+"""The trials of a sweep: which there are and what came out."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mgen import checkpoint
-from mgen.commands.plan import Plan, Value, label, texts
+from mgen.commands.jobs import Jobs, hold
+from mgen.commands.plan import Plan, Value, flags, label, texts
 from mgen.config import InputError
+from mgen.report import number as shown
 from mgen.runs import read_json
 
 
-class Trials:
-    """The trials of a sweep, of which this process runs every `of`-th.
+class Trials(Jobs):
+    """The trials of a sweep. Raises InputError if the folder holds another sweep."""
 
-    A trial is over when its run is finished or its failure is written down. Whoever runs it holds
-    its lock file, and so does the run itself: both must have ended before another goes on with it.
-    Raises InputError if the folder holds another sweep.
-    """
-
-    waits = True  # for trials that other processes run
+    kept, what = "sweep.json", "trial"
 
     def __init__(self, plan: Plan, index: int, of: int) -> None:
-        self.plan, self.index, self.of = plan, index, of
-        self.left: set[int] = set()  # stopped by a signal: not for this process any more
-        self.notes = plan.folder / "trials"
-        try:
-            self.notes.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.notes}: cannot write there ({error.strerror})") from None
-        with self._alone():
-            file = plan.folder / "sweep.json"
-            if file.exists():
-                _compare(plan, read_json(file))
-            else:
-                checkpoint.write_json(file, plan.identity)
+        self.plan = plan
+        super().__init__(plan.folder, plan.identity, index, of)
+
+    def compare(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        if changed := list(checkpoint.differences(old, new)):
+            raise InputError(
+                f"{self.folder}: was started as another sweep: {'; '.join(changed)}. Sweeps are "
+                f"never mixed: give this one another name: in {self.plan.file}"
+            )
+        return old
 
     def known(self) -> dict[int, dict[str, Value]]:
         """The settings of the trials that are known so far, by number."""
         raise NotImplementedError
 
-    def asked(self) -> bool:
-        """Whether there is a new trial."""
-        return False
+    def label(self, number: int) -> str:
+        return label(number)
 
-    def is_ours(self, trial: int) -> bool:
-        return trial % self.of == self.index
+    def recipe(self, number: int) -> str:
+        return self.plan.recipe
 
-    def claim(self) -> tuple[int | None, TextIO | None]:
-        """A trial that is not over and its lock; without a lock, one that another process runs."""
-        busy = None
-        for trial in [t for t in self.known() if self.is_ours(t) and t not in self.left]:
-            if self.is_over(trial):
-                continue
-            if not (lock := hold(self.note(trial, ".lock"), wait=False)):
-                busy = trial
-            elif self.is_over(trial):  # since the last look
-                lock.close()
-            else:
-                return trial, lock
-        return self.claim() if self.asked() else (busy, None)
+    def words(self, number: int) -> list[str]:
+        return self.plan.command(number, self.known()[number])
 
-    def run(self, trial: int) -> Path:
-        return self.plan.folder / self.plan.recipe / label(trial)
+    def settings(self, number: int) -> list[str]:
+        return flags(self.known()[number])
 
-    def note(self, trial: int, suffix: str = ".json") -> Path:
-        return self.notes / f"{label(trial)}{suffix}"
-
-    def is_over(self, trial: int) -> bool:
-        return (self.run(trial) / "results.json").exists() or self.note(trial).exists()
-
-    def fail(self, trial: int, code: int, error: str) -> None:
-        """Write down that a trial failed."""
-        checkpoint.write_json(self.note(trial), {"exit": code, "error": error})
-
-    def forget_failures(self) -> None:
-        """Let the failed trials of this process run again."""
-        for trial in self.known():
-            if self.is_ours(trial):
-                self.note(trial).unlink(missing_ok=True)
+    def ended(self, number: int) -> str:
+        row = next(row for row in self.write_table() if row["trial"] == number)
+        if row["steps"] is None:
+            return ""
+        score = shown(row[self.plan.scores[0]])
+        return f"valid {self.plan.metric} {score} after {row['steps']} steps"
 
     def row(self, trial: int, values: dict[str, Value]) -> dict[str, Any]:
         """One line of the table: from the run directory, or why there is none."""
         score, test = self.plan.scores
         run = self.run(trial)
         row = {"trial": trial, **texts(values), score: None, test: None}
-        row |= {"steps": None, "seconds": None, "run": str(run), "error": ""}
+        row |= {"steps": None, "seconds": None, "run": str(run), "error": self.failure(trial)}
         if (run / "results.json").exists():
             results = read_json(run / "results.json")
             lines = [json.loads(s) for s in (run / "metrics.jsonl").read_text().splitlines()]
@@ -107,27 +75,16 @@ class Trials:
             row["steps"] = results["steps"]
             seconds = sum(line["time"]["seconds"] for line in lines if line["split"] == "train")
             row["seconds"] = round(seconds, 2)
-        elif self.note(trial).exists():
-            note = read_json(self.note(trial))
-            row["error"] = f"exit code {note['exit']}: {note['error']}"
         return row
 
     def write_table(self) -> list[dict[str, Any]]:
         """The lines of all known trials, also written to results.tsv."""
-        with self._alone():
+        with self.alone():
             rows = [self.row(trial, values) for trial, values in self.known().items()]
             cells = [[*(rows[0] if rows else ())], *(row.values() for row in rows)]
             lines = ["\t".join(map(_cell, line)) for line in cells]
             checkpoint.write_text(self.plan.folder / "results.tsv", "\n".join(lines) + "\n")
         return rows
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        lock = hold(self.plan.folder / ".lock", wait=True)
-        try:
-            yield
-        finally:
-            lock.close()
 
 
 class Drawn(Trials):
@@ -188,8 +145,8 @@ class Asked(Trials):
 
     @contextlib.contextmanager
     def _study(self) -> Iterator:
-        optuna, journal = optuna_of(self.plan), self.plan.folder / "optuna.log"
-        lock = hold(self.plan.folder / "optuna.lock", wait=True)
+        optuna, journal = optuna_of(self.plan), self.folder / "optuna.log"
+        lock = hold(self.folder / "optuna.lock", wait=True)
         try:
             # Killed while it wrote, a process leaves part of a line, and Optuna's own lock.
             if journal.exists() and (written := journal.read_bytes()):
@@ -216,35 +173,6 @@ def optuna_of(plan: Plan):
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
-
-
-def hold(file: Path, wait: bool) -> TextIO | None:
-    """Hold a file until it is closed here and in every process that got it; None if it is held.
-
-    Unlike the lock of a run directory it passes to started processes. Raises InputError where the
-    file system has no locks.
-    """
-    stream = file.open("a")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        stream.close()
-        return None
-    except OSError as error:
-        stream.close()
-        raise InputError(
-            f"{file}: cannot be locked ({error.strerror}), so that two processes might run one "
-            "trial; choose another place with out:"
-        ) from None
-    return stream
-
-
-def _compare(plan: Plan, old: dict[str, Any]) -> None:
-    if changed := list(checkpoint.differences(old, plan.identity)):
-        raise InputError(
-            f"{plan.folder}: was started as another sweep: {'; '.join(changed)}. Sweeps are never "
-            f"mixed: give this one another name: in {plan.file}"
-        )
 
 
 def _distribution(optuna, values):
