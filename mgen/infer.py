@@ -50,7 +50,8 @@ def infer(
     """One pass over the rows of a split: metrics over each row once, predictions to `writer`.
 
     With `metrics` the labels are read; returns their values after the mean loss, and what they
-    compared, [predictions, labels] in row order. `check` is called before each batch: what it
+    compared in row order: [predictions, labels, row numbers], one entry of each per thing that is
+    scored. `check` is called before each batch: what it
     raises in one process is raised in all. `train` holds the sizes of batches; `block_tokens` are
     the tokens of a block of the prediction file.
     """
@@ -151,7 +152,7 @@ def infer(
     compared = [column[order] for column in compared]
     for metric in metrics.values():
         metric.update(*compared)
-    return {"loss": (sums[0] / sums[1]).item(), **results(metrics)}, compared
+    return {"loss": (sums[0] / sums[1]).item(), **results(metrics)}, [*compared, numbers[order]]
 
 
 def in_order(pieces: list[dict[str, Any]], rows, columns: tuple[str, ...]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mgen.checkpoint import sync, whole, writing
 from mgen.config import InputError
 
 BLOCK_TOKENS = 2**18  # of a block, where a row's predictions are few numbers
+OTHER = "by "  # starts the names of predictions by others
 FORMATS = (".parquet", ".tsv", ".safetensors")
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1}  # bytes
 
@@ -248,6 +249,47 @@ def _read_tensors(file: Path) -> Iterator[dict[str, Any]]:
                 row[name] = values if f"{name}.lengths" in sizes else values[0]
                 done[name] += size
             yield row
+
+
+def write_scored(
+    file: Path,
+    kind: str,
+    predictions: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    others: dict[str, Tensor],
+) -> Path:
+    """What the metrics compared, beside a prediction file, so that it can be resampled.
+
+    `predictions` and `labels` (M, ...) of the M things that are scored, in the order of `rows`
+    (M,), the row number each belongs to; `others` holds predictions of the same things by what a
+    run is compared with; `kind` as of `Task`, "variants" where these are scores of variants.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {"predictions": predictions, "labels": labels, "row": rows}
+    tensors |= {f"{OTHER}{name}": values for name, values in others.items()}
+    target = scored_file(file)
+    with whole(target) as partial:
+        kept = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        save_file(kept, partial, metadata={"kind": kind})
+    return target
+
+
+def read_scored(file: Path) -> tuple[str, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Kind, predictions, labels, row numbers and others of `write_scored`."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        kind = opened.metadata()["kind"]
+    own = [found.pop(name) for name in ("predictions", "labels", "row")]
+    return kind, *own, {name.removeprefix(OTHER): values for name, values in found.items()}
+
+
+def scored_file(file: Path) -> Path:
+    """Where what the metrics compared is, of a prediction file."""
+    return file.with_suffix(".scored.safetensors")
 
 
 def blocks(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ from mgen.engine import processes, sharding, trackers, zero
 from mgen.engine.estimate import estimate
 from mgen.engine.processes import Interrupted, Signals
 from mgen.engine.profiling import traced
+from mgen.engine.throughput import speed
 from mgen.ensemble import Ensemble
 from mgen.infer import infer
 from mgen.loop import Fit, Stopped, Train
-from mgen.predictions import Writer
+from mgen.predictions import Writer, write_scored
 from mgen.report import console, fail, metric_table, print_table, warn
 from mgen.runs import (
     checkpoint_of,
@@ -157,6 +159,7 @@ class Session:
         source: Path | None,
     ) -> None:
         self.cfg, self.launch, self.recipe, self.verb = cfg, launch, recipe, verb
+        self.started = time.perf_counter()
         self.source = source
         self.task: Task = task_type(cfg)
         self.model: Task | Ensemble = self.task  # what rows are given to
@@ -283,6 +286,20 @@ class Session:
             folder / "environment.json", environment(folder, self.recipe, self.rows)
         )
 
+    def finish(self, folder: Path, report: dict[str, Any]) -> None:
+        """Write down what the session took, then the report, which marks the run as finished."""
+        parameters = [*self.task.parameters()]
+        used = speed(0.0, 1.0, self.accelerator.device, half=False)
+        past = sessions(folder)
+        past[-1] |= {
+            "seconds": round(time.perf_counter() - self.started, 2),
+            "peak_memory_gb": used["peak_memory_gb"],
+            "parameters": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        }
+        checkpoint.write_json(folder / "environment.json", past)
+        checkpoint.write_json(folder / "results.json", report)
+
     def weights(self) -> None:
         """Make the task's weights: those of the backbone, and the seed's."""
         share_cores(self.cfg.train.num_workers)
@@ -319,7 +336,7 @@ class Session:
             return infer(
                 self.task, self.rows, split, self.task.lengths, self.cfg.train, self.accelerator,
                 metrics=self.task.metrics(), check=signals.check,
-            )[1]  # fmt: skip
+            )[1][:2]  # fmt: skip
 
     def predict(self, folder: Path, scored: bool) -> tuple[list[Path], dict[str, float], list]:
         """One pass over the split: the prediction file and what the task makes of it.
@@ -418,7 +435,7 @@ def _fit(session: Session) -> int:
             console.print("no test rows: nothing to test on")
         trackers.finish(fit.trackers)
         if session.is_main:
-            checkpoint.write_json(folder / "results.json", report)
+            session.finish(folder, report)
     session.say_cached()
     console.print("files:", *(f"  {file}" for file in [*files, folder / "metrics.jsonl"]), sep="\n")
     return 0
@@ -461,7 +478,7 @@ def _apply(session: Session) -> int:
                 files.append(files[0].with_suffix(".json"))
                 checkpoint.write_json(files[-1], values)
         if session.is_main and not launch.run:
-            checkpoint.write_json(folder / "results.json", {"rows": len(session.rows)})
+            session.finish(folder, {"rows": len(session.rows)})
     session.say_cached()
     console.print(f"{len(session.rows.splits[session.split]):,} rows. files:")
     console.print(*(f"  {file}" for file in files), sep="\n")
@@ -480,18 +497,23 @@ def _score(session: Session, folder: Path, log=None) -> tuple[dict, list[Path]]:
     if not session.is_main:
         return values, []
     yardsticks, drawn = {}, []
+    numbers = compared.pop()
     if isinstance(session.model, Ensemble):
         stack, labels = compared
         more, yardsticks = session.model.report(stack, labels)
         values |= more
         drawn += session.model.reliability(folder / "figures" / session.label, stack, labels)
         compared = [stack[:, 0], labels]
-    for name, (predicted, labels) in task.references(rows, rows.splits[split]).items():
+    known = {}
+    for name, (predicted, labels) in task.references(rows, np.sort(rows.splits[split])).items():
         metrics = task.metrics()
         for metric in metrics.values():
             metric.update(predicted, labels)
+        if torch.equal(labels.float(), compared[1]):  # entry by entry the same things
+            known[name] = predicted
         with warnings.catch_warnings(action="ignore"):  # no correlation with a constant
             yardsticks[name] = results(metrics)
+    write_scored(files[0], task.kind, *compared, numbers, known)
     title = f"{session.recipe}, {len(rows.splits[split]):,} {split} rows"
     metric_table(title, {split: values, **yardsticks})
     with checkpoint.writing(folder / "figures"):

@@ -183,7 +183,7 @@ def test_a_sharded_model_predicts_each_row_once_though_a_process_has_none(folder
     checkpoint.restore(task, tensors, saved, path)
     from accelerate import Accelerator
 
-    values, (predicted, _) = infer(
+    values, (predicted, *_) = infer(
         task, rows, "test", task.lengths, task.cfg.train, Accelerator(), metrics=task.metrics()
     )
     file = pq.read_table(folder / "predictions" / "test.parquet")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mgen.checkpoint import whole, write_json
 from mgen.config import InputError
@@ -14,7 +15,7 @@ from mgen.data.inputs.variants import Source, given_column
 from mgen.data.table import Rows
 from mgen.data.targets.labels import Problem, place
 from mgen.metrics.variants import above_median, variant_metrics
-from mgen.predictions import read
+from mgen.predictions import read, write_scored
 from mgen.report import metric_table
 
 BARE = "protein_onehot"  # what stands for the network of strategies that need none
@@ -102,6 +103,7 @@ def write(
         signed = {f"-{n}": -v for n, v in scores.items()} if cfg.negate else scores
         others = {name: values[order] for name, values in assay.others.items()}
         files.append(compare(file, assay, order, signed | others))
+        keep(file, assay, order, signed | others)
     if cfg.data.wild_type:
         columns = {"mutant": given_column(cfg.data), "mutated_sequence": cfg.data.x_col}
         files.append(proteingym(file, rows, order, columns, assay, scores))
@@ -139,6 +141,19 @@ def compare(file: Path, assay: Assay, order: np.ndarray, methods: dict[str, np.n
     target = file.with_suffix(".metrics.json")
     write_json(target, table)
     return target
+
+
+def keep(file: Path, assay: Assay, order: np.ndarray, methods: dict[str, np.ndarray]) -> None:
+    """Keep the scores of the first method and the first label of the variants that have both.
+
+    Labels (m, 2): the number, and the 0/1 one of it.
+    """
+    scores, truth = next(iter(methods.values())), next(iter(assay.labels.values()))[order]
+    used = np.isfinite(scores) & np.isfinite(truth)
+    bins = above_median(truth[used]) if assay.bins is None else assay.bins[order][used]
+    labels = np.stack([truth[used], bins], axis=1)
+    found = map(torch.from_numpy, (scores[used], labels, order[used]))
+    write_scored(file, "variants", *found, {})
 
 
 def proteingym(
