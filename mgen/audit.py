@@ -19,43 +19,15 @@ from mgen.checkpoint import write_json, write_text
 from mgen.config import InputError, parse
 from mgen.data import Table
 from mgen.data.checking.leakage import LEVELS, Report, report
+from mgen.figures.pages import document, findings, level_mark, table
 from mgen.figures.tables import STYLE, bars, steps
-from mgen.report import console, number, print_table
+from mgen.report import console, print_table
 
 NEAR = 0.9  # identity from which two sequences are nearly the same
 MOST_LINES = 20  # classes or letters in a table
 LENGTHS, SHARES = "length in letters", ": shares"
 ABOUT = ("command", "plan", "digest", "near", "mgen", "date")
 COLOURS = {"serious": "red", "look": "yellow", "note": "dim"}
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}
-body {{ margin: 0 auto; padding: 16px; max-width: 860px; background: var(--paper);
-  color: var(--ink); font: 16px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }}
-h1 {{ font-size: 1.5em; margin: 0.3em 0; }} h2 {{ font-size: 1.15em; margin: 1.6em 0 0.4em; }}
-.soft {{ color: var(--soft); font-size: 0.9em; }}
-dl {{ font-size: 0.9em; }} dt {{ color: var(--soft); }} dd {{ margin: 0 0 6px; }}
-ul {{ list-style: none; padding: 0; }}
-li {{ border-left: 4px solid var(--faint); padding: 2px 0 2px 10px; margin: 8px 0; }}
-li.serious {{ border-color: #d1242f; }} li.look {{ border-color: #bf8700; }}
-b.level {{ font-size: 0.8em; text-transform: uppercase; letter-spacing: 0.04em; }}
-.wide {{ overflow-x: auto; background: /* a shade where a table goes on */
-  linear-gradient(90deg, var(--paper) 50%, transparent) left / 40px 101% no-repeat local,
-  linear-gradient(270deg, var(--paper) 50%, transparent) right / 40px 101% no-repeat local,
-  linear-gradient(90deg, var(--soft), transparent) left / 12px 100% no-repeat scroll,
-  linear-gradient(270deg, var(--soft), transparent) right / 12px 100% no-repeat scroll; }}
-table {{ border-collapse: collapse; font-size: 0.88em; overflow-wrap: normal; }}
-th, td {{ text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid var(--faint);
-  vertical-align: top; }}
-td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,20 +125,14 @@ def page(name: str, found: Report) -> str:
     facts = found.facts
     sizes = ", ".join(f"{size:,} {split}" for split, size in facts["splits"].items())
     files = ", ".join(facts["files"])
+    title = f"{name}: what the table and its splits leak"
     body = [
+        f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{facts["rows"]:,} rows of {facts["molecule"]} in {escape(files)}; in '
         f"splits: {sizes}. Rows are counted from 1, a header does not count.</p>",
-        "<ul>",
-        *(
-            f'<li class="{level}">{_level(level)} {escape(text)}'
-            + (f'<br><span class="soft">{escape(advice)}</span>' if advice else "")
-            + "</li>"
-            for level, text, advice in found.findings
-        ),
-        *(["<li>nothing found</li>"] if not found.findings else []),
-        "</ul>",
+        findings(found.findings) if found.findings else "<ul><li>nothing found</li></ul>",
         '<p class="soft">'
-        + "; ".join(f"{_level(level)} {meaning}" for level, meaning in LEVELS.items())
+        + "; ".join(f"{level_mark(level)} {meaning}" for level, meaning in LEVELS.items())
         + "</p>",
     ]
     for title, histogram in found.histograms.items():
@@ -184,17 +150,12 @@ def page(name: str, found: Report) -> str:
             shares = {split: [line[split] for line in lines] for split in splits}
             body.append(bars([line[what] for line in lines], shares, title))
         else:
-            body.append(_table(lines))
+            body.append(table(lines))
     body.append("<h2>how this page was made</h2><dl>")
     for fact in [key for key in ABOUT if key in facts]:
         body.append(f"<dt>{fact}</dt><dd>{escape(str(facts[fact]))}</dd>")
     body.append("</dl>")
-    title = f"{name}: what the table and its splits leak"
-    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(body))
-
-
-def _level(level: str) -> str:
-    return f'<b class="level">{level}</b>'
+    return document(title, "\n".join(body), STYLE)
 
 
 def _plain(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -215,24 +176,3 @@ def _without(line: dict[str, Any]) -> dict[str, Any]:
 
 def _share(counts: dict[str, int], name: str) -> float:
     return counts[name] / max(sum(counts.values()), 1)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else number(value)
-
-
-def _table(lines: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    kinds = {c: all(isinstance(line.get(c), int | float | None) for line in lines) for c in columns}
-    cell = "<{0}{1}>{2}</{0}>".format
-    style = {column: ' class="n"' if kinds[column] else "" for column in columns}
-    head = "".join(cell("th", style[c], escape(c)) for c in columns)
-    rows = (
-        "".join(cell("td", style[c], escape(_shown(line.get(c)))) for c in columns)
-        for line in lines
-    )
-    return (
-        f'<div class="wide"><table><tr>{head}</tr>'
-        + "".join(f"<tr>{row}</tr>" for row in rows)
-        + "</table></div>"
-    )

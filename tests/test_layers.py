@@ -14,7 +14,7 @@ from conftest import ROOT
 LAYERS = {
     "config": set(),
     "report": set(),
-    "figures": set(),
+    "figures": {"report"},
     "metrics": set(),
     "models": {"config"},
     "adapters": {"config"},

@@ -1,6 +1,7 @@
 """Figures of tables as SVG text for one HTML page: light and dark, readable on a phone.
 
-Each split has its colour and dashes (`STYLE`), told apart with any colour vision (Okabe & Ito).
+Each split has its colour and dashes (`STYLE`), told apart with any colour vision (Okabe & Ito);
+colours are those of `pages`.
 Drawn for a width of 360 pixels and scaled up from there.
 """
 
@@ -12,10 +13,6 @@ from itertools import pairwise
 SPLITS = ("train", "valid", "test")
 WIDTH, LEFT, RIGHT = 360, 44, 10
 STYLE = """
-:root { --ink: #1b1f24; --paper: #ffffff; --faint: #d4d9df; --soft: #57606a;
-  --s0: #0072b2; --s1: #e69f00; --s2: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --paper: #14171c; --faint: #3a414b;
-  --soft: #a3adb9; --s0: #56b4e9; --s1: #f0c94a; --s2: #ff8a4c; } }
 svg { width: 100%; max-width: 600px; height: auto; display: block; overflow: visible; }
 svg text { fill: var(--soft); font-size: 11px; }
 svg .axis { stroke: var(--faint); fill: none; }
