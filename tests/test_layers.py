@@ -97,6 +97,7 @@ LAYERS = {
         "config",
         "report",
     },
+    "leaderboards": {"figures", "metrics", "checkpoint", "config", "report"},
     "audit": {"figures", "checkpoint", "data", "config", "report"},
     "commands": {
         "apply",

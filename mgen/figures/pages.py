@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -11,7 +12,8 @@ from mgen.report import number
 STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1b1f24, #e6e9ee);
   --paper: light-dark(#ffffff, #14171c); --faint: light-dark(#d4d9df, #3a414b);
-  --soft: light-dark(#57606a, #a3adb9); --serious: light-dark(#c01f2a, #ff7b72);
+  --soft: light-dark(#57606a, #a3adb9); --shade: light-dark(#00000038, #ffffff38);
+  --serious: light-dark(#c01f2a, #ff7b72);
   --s0: light-dark(#0072b2, #56b4e9); --s1: light-dark(#e69f00, #f0c94a);
   --s2: light-dark(#d55e00, #ff8a4c); }
 @media print { :root { color-scheme: light !important; } }
@@ -27,8 +29,8 @@ b.level { font-size: 0.8em; text-transform: uppercase; letter-spacing: 0.04em; }
 .wide { overflow-x: auto; background: /* a shade where a table goes on */
   linear-gradient(90deg, var(--paper) 50%, transparent) left / 40px 101% no-repeat local,
   linear-gradient(270deg, var(--paper) 50%, transparent) right / 40px 101% no-repeat local,
-  linear-gradient(90deg, var(--soft), transparent) left / 12px 100% no-repeat scroll,
-  linear-gradient(270deg, var(--soft), transparent) right / 12px 100% no-repeat scroll; }
+  linear-gradient(90deg, var(--shade), transparent) left / 14px 100% no-repeat scroll,
+  linear-gradient(270deg, var(--shade), transparent) right / 14px 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: 0.88em; overflow-wrap: normal; }
 th, td { text-align: left; padding: 3px 14px 3px 0; border-bottom: 1px solid var(--faint);
   vertical-align: top; }
@@ -82,6 +84,11 @@ def shown(value: Any) -> Html:
     if isinstance(value, Html):
         return value
     return Html(escape(f"{value:,}" if isinstance(value, int) else number(value)))
+
+
+def breakable(name: str) -> Html:
+    """A name that may go on in the next line after _, -, . and /."""
+    return Html("<wbr>".join(escape(part) for part in re.split(r"(?<=[_./-])(?=\w)", name)))
 
 
 def findings(lines: Sequence[tuple[str, str, str]]) -> Html:
