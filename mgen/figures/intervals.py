@@ -56,7 +56,7 @@ def intervals(rows: Sequence[Row]) -> Html:
     low, high = min(numbers), max(numbers)
     room = 0 if high > low else abs(high) / 10 or 1.0
     low, high = low - room, high + room
-    ticks = [tick for tick in _ticks(low, high, 4) if low <= tick <= high]
+    ticks = [tick for tick in _ticks(low, high, 5) if low <= tick <= high]
 
     def x(value: float) -> str:
         return f"{EDGE + (100 - 2 * EDGE) * (value - low) / (high - low):.2f}%"

@@ -120,7 +120,7 @@ function compareWith(task) {
     const head = ["entry", "difference", "95 % interval", "p", "p corrected", "than the chosen one"];
     const isText = [true, false, false, false, false, true];
     const row = (cell, texts) => make("tr", {}, ...texts.map((text, i) =>
-      make(cell, isText[i] ? {} : { class: "n" }, text)));
+      make(cell, { class: isText[i] ? "verdict" : "n" }, text)));
     table.replaceChildren(row("th", head), ...lines.map(([name, difference, ends, p, corrected, is]) =>
       row("td", [name, number(difference), `[${ends.map(number).join(", ")}]`, probability(p),
         probability(corrected), is])));

@@ -16,7 +16,7 @@ from mgen.figures.pages import Html, breakable, document, findings, table
 from mgen.leaderboards.view import READING, View, better, direction, finite, fixed, kinds, one_line
 
 PLURAL = {"model": "models", "reference": "references", "published": "published"}
-LONG = ("cells", "average", "command")  # facts that take a line each
+LONG = ("cells", "protocol", "command")  # facts that take a line each
 
 
 def page(results: dict[str, Any]) -> str:
@@ -57,7 +57,7 @@ def safe_json(value: Any) -> str:
 
 def _header(view: View) -> str:
     results, facts = view.results, view.results["about"]
-    facts = {"cells": view.counts(), "average": view.protocol(), **facts}
+    facts = {"cells": view.counts(), "protocol": view.protocol(), **facts}
     serious = sum(w["level"] == "serious" for task in view.tasks for w in task["warnings"])
     notes = [("look", note, "") for note in results["notes"]]
     if serious:

@@ -190,7 +190,8 @@ def _reduced(
 ) -> float | None:
     """The known ones of the values as one; None if none is."""
     known = [value for value in values if finite(value) is not None]
-    return reduce(known) if known else None
+    total = reduce(known) if known else None
+    return round(total) if total is not None and total >= 1000 else total
 
 
 def _last(row: dict[str, Any] | None) -> float:
