@@ -99,6 +99,7 @@ LAYERS = {
     },
     "leaderboards": {"figures", "metrics", "checkpoint", "config", "report"},
     "audit": {"figures", "checkpoint", "data", "config", "report"},
+    "leaderboards": {"figures", "metrics", "checkpoint", "config", "report"},
     "commands": {
         "apply",
         "engine",
