@@ -38,6 +38,7 @@ class Task(nn.Module):
         str, ...
     ] = ()  # of `mgen.data.inputs.views` that it can "augment" with and "average" over
     per_position = False  # True, set by `learn`: rows must be of one length
+    shorter = False  # True, set by `learn`: or shorter than the longest training row
     # What `forward` gives, if calibration, ensembles and intervals shall work: "numbers", or logits
     # of "classes" (one holds) or "labels" (each may hold) along the last axis.
     kind: Literal["", "numbers", "classes", "labels"] = ""
@@ -167,7 +168,7 @@ class Task(nn.Module):
                 "no fixed number of tokens. Set a pooling --adapter such as mean_pool_mlp"
             )
         if self.per_position:
-            check.one_length(rows, self.lengths, held, self.facts["tokens"])
+            check.one_length(rows, self.lengths, held, self.facts["tokens"], self.shorter)
         return notes
 
     def make_head(self, outputs: int, conditions: int = 0) -> nn.Module:

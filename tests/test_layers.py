@@ -29,7 +29,9 @@ LAYERS = {
     "ensemble": {"calibration", "task", "checkpoint", "metrics", "figures", "config"},
     "methods": {
         "adapters",
+        "backbones",
         "data",
+        "engine",
         "metrics",
         "checkpoint",
         "predictions",

@@ -46,21 +46,27 @@ def cls_pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
 POOLS = {"mean": mean_pool, "max": max_pool, "cls": cls_pool}
 
 
-def flatten(hidden: Tensor, mask: Tensor | None, length: int) -> Tensor:
+def flatten(hidden: Tensor, mask: Tensor | None, length: int, shorter: bool = False) -> Tensor:
     """All positions that count, side by side: (B, L, D) -> (B, length * D), position-major.
 
-    Raises InputError for a row with another number of positions than `length`.
+    Rows may be `shorter`, and end in zeros then. Raises InputError for a row with another number of
+    positions.
     """
     counted = positions(hidden, mask)[..., 0]
     counts = counted.sum(1)
-    if (counts != length).any():
-        row = int((counts != length).nonzero()[0, 0])
+    wrong = counts > length if shorter else counts != length
+    if wrong.any():
+        row = int(wrong.nonzero()[0, 0])
+        limit = f"at most {length}" if shorter else f"{length}"
         raise InputError(
-            f"a head with one weight per position needs rows of {length} tokens (special tokens "
+            f"a head with one weight per position needs rows of {limit} tokens (special tokens "
             f"included), row {row} of this batch has {int(counts[row])}. Use rows of one length, "
             "or a pooling adapter such as mean_pool_mlp."
         )
-    return hidden[counted].view(len(hidden), -1).float()
+    flat = hidden.new_zeros(len(hidden), length, hidden.shape[-1], dtype=torch.float32)
+    filled = torch.arange(length, device=hidden.device) < counts[:, None]
+    flat[filled] = hidden[counted].float()
+    return flat.flatten(1)
 
 
 def _flattened_width(width: int, length: int) -> int:

@@ -216,16 +216,40 @@ def letters(rows: Rows, tokenizer: Reads, column: pa.ChunkedArray) -> np.ndarray
     return _Reading(tokenizer).read(rows, column)[1]
 
 
-def one_length(rows: Rows, lengths: np.ndarray, indices: np.ndarray, length: int) -> None:
-    """Raise InputError for a row of other than `length` tokens; `lengths` are those of all rows."""
-    wrong = np.flatnonzero(lengths[np.sort(indices)] != length)
-    if len(wrong):
-        row = int(np.sort(indices)[wrong[0]])
+def one_length(
+    rows: Rows, lengths: np.ndarray, indices: np.ndarray, length: int, shorter: bool = False
+) -> None:
+    """Raise InputError for a row of other than `length` tokens; `lengths` are those of all rows.
+
+    Rows may be `shorter`.
+    """
+    found = lengths[np.sort(indices)]
+    wrong = np.flatnonzero(found > length if shorter else found != length)
+    if not len(wrong):
+        return
+    row = int(np.sort(indices)[wrong[0]])
+    where = place(rows, row, rows.table.x_col)
+    tokens = f"{lengths[row]:,} tokens with special ones"
+    count = f"({len(wrong):,} of {len(indices):,} rows)"
+    if shorter:
         raise InputError(
-            f"{place(rows, row, rows.table.x_col)}: {lengths[row]:,} tokens with special ones, "
-            f"where others have {length:,} ({len(wrong):,} of {len(indices):,} rows). One weight "
-            "per position needs rows of one length; pool, e.g. by the mean, or drop these rows."
+            f"{where}: {tokens}, where the longest training row has {length:,} {count}. There are "
+            "no weights for what lies beyond. Cut rows with --backbone.truncate right "
+            f"--backbone.max-length {length}, or pool, e.g. by the mean."
         )
+    raise InputError(
+        f"{where}: {tokens}, where others have {length:,} {count}. One weight per position needs "
+        "rows of one length; pool, e.g. by the mean, or drop these rows."
+    )
+
+
+def rows_with_others(rows: Rows, tokenizer: Reads, letters: str) -> int:
+    """How many rows have letters other than these, as a tokenizer reads them."""
+    reading, column = _Reading(tokenizer), rows.table.x_col
+    alike = {a for a, b in tokenizer.convert.items() if b in letters}
+    other = ~_marked({*letters, *SPACES} | alike)
+    texts = (reading.read(rows, block.column(column))[0] for _, block in rows.chunks([column]))
+    return sum(int(text.rows_with(other).sum()) for text in texts)
 
 
 def identifiers(rows: Rows, indices: np.ndarray | None = None) -> list[str]:
