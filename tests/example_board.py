@@ -9,7 +9,7 @@ TASKS = (  # name, recipe, metric, is higher better, rows, group, about how well
     ("promoter_300", "sequence_classification", "auroc", True, 5920, "DNA", 0.93),
     ("enhancer_200", "sequence_classification", "mcc", True, 400, "DNA", 0.55),
     ("splice <donor> | acceptor", "token_classification", "f1", True, 3000, "DNA", 0.81),
-    ("mrl_50utr", "sequence_regression", "rmse", False, 7600, "RNA", 0.34),
+    ("mrl_50utr", "sequence_regression", "rmse", False, 7600, "RNA", 8.4),
     ("rna_families", "sequence_classification", "accuracy", True, 2800, "RNA", 0.9),
     ("gb1_two_vs_rest", "sequence_regression", "spearman", True, 8309, "protein", 0.65),
     ("fold_prediction", "sequence_classification", "accuracy", True, 718, "protein", 0.35),

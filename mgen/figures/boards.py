@@ -22,6 +22,7 @@ MISSING = ("x", "0.6", "0.6")
 LONGEST = 34  # letters of a name
 LINE, TALL = 0.19, 1.1  # inches of an entry's line, and of title, axis and legend
 SMALL = {"fontsize": 7, "va": "center"}
+LEADER = {"arrowstyle": "-", "color": "0.75", "lw": 0.6, "shrinkB": 3, "relpos": (0, 0.5)}
 
 
 def board_figures(folder: str | Path, results: dict[str, Any]) -> list[Path]:
@@ -37,6 +38,8 @@ def board_figures(folder: str | Path, results: dict[str, Any]) -> list[Path]:
     with rc_context({"text.parse_math": False}):  # a name may hold dollars
         for name, draw in (("scores", _scores), ("ranks", _ranks), ("cost", _cost)):
             if figure := draw(results, entries):
+                figure.draw_without_rendering()  # places things once, not again for every file
+                figure.set_layout_engine("none")
                 files += _save(figure, Path(folder) / name)
     return files
 
@@ -120,19 +123,18 @@ def _cost(results: dict[str, Any], entries: Sequence[dict[str, Any]]):
     points.sort(key=lambda point: -point[1])
     figure = _figure(7.6, max(4.4, 0.17 * len(points)))
     axes = figure.add_subplot()
-    for i, (seconds, average, entry) in enumerate(points):
+    high, low = points[0][1], points[-1][1]
+    room = 0.08 * (high - low) or abs(high) / 10 or 1.0
+    axes.set_ylim(low - room, high + room)
+    shares = [(average - low + room) / (high - low + 2 * room) for _, average, _ in points]
+    for (seconds, average, entry), at in zip(points, _apart(shares), strict=True):
         _dots(axes, [seconds], [average], KINDS[entry["kind"]])
-        axes.annotate(  # names stand in a column, in the order of scores: none lies on another
-            _short(entry["name"]),
-            (seconds, average),
-            (1.04, 1 - (i + 0.5) / len(points)),
-            textcoords="axes fraction",
-            arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
-            **SMALL,
-        )
+        place = {"xytext": (1.04, at), "textcoords": "axes fraction"}
+        name = _short(entry["name"])
+        axes.annotate(name, (seconds, average), arrowprops=LEADER, **place, **SMALL)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-    axes.margins(x=0.1, y=0.08)
+    axes.margins(x=0.1)
     axes.set_xlabel("training seconds, one run of every task", fontsize=8)
     axes.set_ylabel(f"average ({results['protocol']['name']})", fontsize=8)
     if left_out := len(entries) - len(points):
@@ -143,6 +145,19 @@ def _cost(results: dict[str, Any], entries: Sequence[dict[str, Any]]):
     _tidy(axes)
     _legend(figure, [entry for _, _, entry in points])
     return figure
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """Places of names in a column of height 1, as near to falling `places` as room allows."""
+    gap = min(0.045, 1 / len(places))
+    kept: list[float] = []
+    for place in places:
+        kept.append(min(place, kept[-1] - gap) if kept else place)
+    lowest = 0.0
+    for i in reversed(range(len(kept))):
+        kept[i] = lowest = max(kept[i], lowest)
+        lowest += gap
+    return kept
 
 
 def _values(results: dict[str, Any], task: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -73,11 +73,11 @@ filter();
 // ---------------------------------------------------------------------- tasks
 
 function openTask() {
-  const task = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (task?.matches("details")) {
-    task.open = true;
-    task.scrollIntoView();
-  }
+  const isNamed = (task) => [task.id, encodeURIComponent(task.id)].includes(location.hash.slice(1));
+  const task = all("details.of-task").find(isNamed);
+  if (!task) return;
+  task.open = true;
+  task.scrollIntoView();
 }
 addEventListener("hashchange", openTask);
 for (const link of all('a[href^="#task-"]')) {
@@ -117,7 +117,7 @@ function compareWith(task) {
     });
     const isHigher = one(`a[href="#${CSS.escape(task.id)}"]`)?.closest("th").dataset.first;
     lines.sort((a, b) => (isHigher === "ascending" ? a[1] - b[1] : b[1] - a[1]));
-    const head = ["entry", "difference", "95 % interval", "p", "p corrected", "than the chosen one"];
+    const head = ["entry", "difference", "95 % interval", "p", "p corrected", "verdict"];
     const isText = [true, false, false, false, false, true];
     const row = (cell, texts) => make("tr", {}, ...texts.map((text, i) =>
       make(cell, { class: isText[i] ? "verdict" : "n" }, text)));
@@ -203,15 +203,14 @@ function draw() {
     at = to;
   }
   svg.append(make("path", { class: "front", d: line }));
-  for (const p of byCost) svg.append(mark(p, x(cost(p)), y(p[1]), costName, cost(p), chosen.name));
+  for (const p of byCost) svg.append(point(p, x(cost(p)), y(p[1]), costName, cost(p), chosen.name));
   for (const p of byCost.reverse()) {
-    const label = name(data.entries[p[0]][0], x(cost(p)), y(p[1]), taken, box);
-    if (label) svg.append(label);
+    svg.append(...label(data.entries[p[0]][0], x(cost(p)), y(p[1]), taken, box));
   }
   chart.append(svg);
 }
 
-function mark(p, x, y, costName, value, scoreName) {
+function point(p, x, y, costName, value, scoreName) {
   const [name, kind] = data.entries[p[0]], [shape, attributes] = MARKS[kind];
   const words = `${name}\n${scoreName} ${Number(p[1].toPrecision(4))}\n` +
     `${costName} ${Number(value.toPrecision(4)).toLocaleString("en")}`;
@@ -235,7 +234,7 @@ function hide() {
 }
 
 // A name beside its point where there is room; otherwise the point's tip has it.
-function name(words, x, y, taken, box) {
+function label(words, x, y, taken, box) {
   const cut = words.length > 30 ? words.slice(0, 29) + "…" : words, wide = 6.2 * cut.length;
   const places = [["start", 10, 4], ["end", -10, 4], ["end", -6, -9], ["start", 6, -9],
     ["start", 6, 18], ["end", -6, 18], ["middle", 0, -12], ["middle", 0, 20]];
@@ -246,9 +245,9 @@ function name(words, x, y, taken, box) {
       !taken.some((t) => t[0] < area[2] && area[0] < t[2] && t[1] < area[3] && area[1] < t[3]);
     if (!isFree) continue;
     taken.push(area);
-    return make("text", { class: "name", x: x + dx, y: y + dy, "text-anchor": anchor }, cut);
+    return [make("text", { class: "name", x: x + dx, y: y + dy, "text-anchor": anchor }, cut)];
   }
-  return null;
+  return [];
 }
 
 one("#axes").hidden = chart.hidden = false;

@@ -46,7 +46,9 @@ def task_ids(names: Sequence[str]) -> dict[str, str]:
     ids: dict[str, str] = {}
     for i, name in enumerate(names):
         slug = "task-" + (re.sub(r"[^\w.-]+", "-", name).strip("-") or str(i + 1))
-        ids[name] = slug if slug not in ids.values() else f"{slug}-{i + 1}"
+        while slug in ids.values():
+            slug += f"-{i + 1}"
+        ids[name] = slug
     return ids
 
 
