@@ -50,7 +50,11 @@ def example(seeds: int = 3, entries: tuple = ENTRIES, tasks: tuple = TASKS) -> d
             "device": "NVIDIA H200",
             "board": "board.yaml",
         },
-        "protocol": {"name": "mean", "what": "mean over tasks, of groups first", "groups": []},
+        "protocol": {
+            "name": "mean",
+            "what": "over tasks whose metric is better higher",
+            "groups": [],
+        },
         "notes": [
             "tuning budgets differ: model_small_8m was tuned in 20 trials, others in 8",
             "runs of two commits: 0123abcd and 4567ef01",
@@ -190,21 +194,24 @@ def _overall(board) -> None:
     board["protocol"]["groups"] = groups
     for i, entry in enumerate(board["entries"]):
         own = {s["task"]: s["value"] for s in board["summary"] if s["entry"] == entry["name"]}
-        missing = [name for name, value in own.items() if value is None]
+        averaged = {t["name"]: own[t["name"]] for t in tasks if t["higher_is_better"]}
+        missing = [name for name, value in averaged.items() if value is None]
         means = {}
         for group in groups:
-            values = [own[t["name"]] for t in tasks if t["group"] == group]
+            values = [
+                own[t["name"]] for t in tasks if t["group"] == group and t["name"] in averaged
+            ]
             means[group] = None if None in values else sum(values) / len(values)
-        known = [value for value in own.values() if value is not None]
+        known = [value for value in averaged.values() if value is not None]
         average = sum(known) / len(known) if known else None
         rows.append(
             {"entry": entry["name"], "average": average, "groups": means, "missing": missing,
-             "of": len(own)}
+             "of": len(averaged)}
         )  # fmt: skip
         is_run = entry["kind"] != "published"
         board["overall"].append(
             {"entry": entry["name"], "rank": 1.5 + i if is_run else None,
              "wins": 1 - i / len(board["entries"]) if is_run else None,
-             "done": len(own) - len(missing), "of": len(own)}
+             "done": sum(value is not None for value in own.values()), "of": len(own)}
         )  # fmt: skip
     board["protocol"]["rows"] = rows

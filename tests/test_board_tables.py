@@ -183,7 +183,7 @@ def test_figures_of_a_board_are_named_and_say_what_they_show(tmp_path):
         assert f"<!-- {task[0].replace('<', '&lt;').replace('>', '&gt;')} -->" in written[0]
     assert "<!-- cnn $from^scratch -->" in written[0]  # no formula
     assert "<!-- 6/7 -->" in written[1]
-    assert "7 entries; 5 without seconds or without a value on every task" in written[2]
+    assert "8 entries; 4 without seconds or without a value on every task" in written[2]
 
 
 @pytest.mark.slow
@@ -207,3 +207,10 @@ def test_names_beside_points_keep_their_order_and_distance():
     places = _apart([0.99, 0.98, 0.5, 0.02, 0.01])
     assert places == pytest.approx([0.99, 0.945, 0.5, 0.045, 0])
     assert min(_apart([0.0] * 40)) == 0 and max(_apart([0.0] * 40)) < 1
+
+
+def test_decimals_show_the_width_of_an_interval():
+    board = copy.deepcopy(SMALL)
+    board["summary"] = [row for row in board["summary"] if row["entry"] == "a_b"]
+    board["summary"][0] |= {"value": 98.4, "low": 98.389, "high": 98.413}
+    assert "[98.389, 98.413]" in markdown(board)  # a width of 0.024

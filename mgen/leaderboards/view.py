@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 SIGNIFICANT = 0.05  # a comparison's p after correction for all of its task
+MOST_DECIMALS = 7  # smaller values are shown with an exponent
 NO_PUBLISHED, NOT_RUN = "no published figure", "not run"
 READING = (
     "Values are means over seeds. Brackets hold the 95 % interval over resampled test rows, ± is "
@@ -41,9 +42,12 @@ class View:
         self.decimals = {task["name"]: self._decimals(task["name"]) for task in self.tasks}
 
     def _decimals(self, task: str) -> int:
-        """How many of a task's values are shown: three figures of the largest."""
-        own = [row["value"] for (of, _), row in self.summary.items() if of == task]
-        return decimals(own)
+        """Three figures of a task's largest value, or two of its typical interval's width."""
+        own = [row for (of, _), row in self.summary.items() if of == task]
+        widths = [row["high"] - row["low"] for row in own if None not in (row["high"], row["low"])]
+        typical = statistics.median(widths) if widths else 0.0
+        fine = 1 - math.floor(math.log10(typical)) if finite(typical) and typical > 0 else 0
+        return min(max(decimals(row["value"] for row in own), fine), MOST_DECIMALS)
 
     def value(self, task: str, entry: str) -> float | None:
         return finite(self.summary.get((task, entry), {}).get("value"))
@@ -162,7 +166,7 @@ def fixed(value: float | None, digits: int, sign: str = "") -> str:
     """A number with that many decimals, "-" where there is none."""
     if value is None:
         return "-"
-    return f"{value:{sign},.{digits}f}" if digits <= 6 else f"{value:{sign}.3g}"
+    return f"{value:{sign},.{digits}f}" if digits < MOST_DECIMALS else f"{value:{sign}.3g}"
 
 
 def probability(p: float | None) -> str:
