@@ -9,7 +9,8 @@
     mgen sweep FILE [flags]         many runs of a recipe: a grid, random draws, Optuna; --help
     mgen doctor [flags]             versions, devices, launcher, caches; --json, --clear NAME
     mgen repro [EXPERIMENT]         run a published experiment, got against expected; without a
-                                    name those that have no result yet, and docs/results.md
+                                    name those that have no result yet, and docs/results.md;
+                                    --check: two steps of them, or of all, in small and offline
 
 Nothing here imports torch, so that names are listed at once.
 """
@@ -123,6 +124,23 @@ def sweep(words: Sequence[str]) -> None:
     from mgen.commands.sweep import sweep  # loads torch
 
     sweep(words)
+
+
+def leaderboard(words: Sequence[str]) -> None:
+    """Run what is missing of a leaderboard and compare."""
+    from mgen.commands.leaderboard import leaderboard  # loads torch
+
+    leaderboard(words)
+
+
+def reproduce(words: Sequence[str]) -> None:
+    """Run published experiments, or rehearse them."""
+    if "--check" not in words:
+        repro(words)
+        return
+    from mgen.commands.rehearsal import rehearse  # loads torch
+
+    rehearse([word for word in words if word != "--check"])
 
 
 def doctor(words: Sequence[str]) -> None:
@@ -254,7 +272,7 @@ COMMANDS = {
     "export": export,
     "sweep": sweep,
     "doctor": doctor,
-    "repro": repro,
+    "repro": reproduce,
 }
 
 

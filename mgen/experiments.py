@@ -6,17 +6,19 @@ Nothing here imports torch: an experiment runs as a recipe, in a process of its 
 import hashlib
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mgen.config import InputError, unknown
-from mgen.data.sources.places import SHARED_PREFIX, local_file
+from mgen.backbones.zoo import ZOO as BACKBONES
+from mgen.config import InputError, flag_values, unknown
+from mgen.data.sources.places import HUB_PREFIX, SHARED_PREFIX, hub_folder, local_file
 from mgen.data.table import Table
 from mgen.data.zoo import ZOO as DATA
 from mgen.report import number, print_table
@@ -30,14 +32,18 @@ def repro(words: Sequence[str]) -> None:
     """Run published experiments and leave with 1 if a figure is outside its tolerance.
 
     Named ones always run. Without a name those run that have no result with their present settings
-    and recipe, those whose data is absent are skipped, and docs/results.md is written.
+    and recipe, those whose data is absent or that need the hub are skipped, and docs/results.md is
+    written.
     """
     known = experiments()
     for word in words:
         if word not in known:
             raise InputError(unknown("experiment", word, known))
+    chosen = [known[word] for word in words] or [e for e in known.values() if not e.needs]
+    if elsewhere := 0 if words else len(known) - len(chosen):
+        print(f"{elsewhere} skipped: they need the hub and run by name", file=sys.stderr)
     rows, verdicts = [], []
-    for experiment in [known[word] for word in words] or known.values():
+    for experiment in chosen:
         absent = experiment.absent
         if absent and words:
             raise InputError(f"{experiment.name}: {absent}")
@@ -50,7 +56,7 @@ def repro(words: Sequence[str]) -> None:
         verdicts.append(rows[-1]["verdict"])
     print_table("", rows)
     if not words and set(verdicts) != {"skipped"}:
-        RESULTS.write_text(_results_page(rows))
+        RESULTS.write_text(_results_page(rows, elsewhere))
         print(f"wrote {RESULTS}")
     sys.exit(1 if "outside" in verdicts else 0)
 
@@ -59,10 +65,14 @@ def repro(words: Sequence[str]) -> None:
 class Experiment:
     """What the leading `# fact: ...` comments of recipes/configs/<recipe>/<name>.yaml say.
 
-    `expects` is "metric", "metric value" (another method's figure, to compare with) or
-    "metric value +- tolerance" (to be reproduced). With several `seeds` it is run once per seed,
-    the first that of the settings, and their mean is compared. `method` names one where a recipe
-    compares several.
+    `expects` is "metric", "metric value" (another method's figure, to compare with), "metric value
+    +- tolerance" (to be reproduced), or "none" of a recipe that measures nothing. With several
+    `seeds` it is run once per seed, the first that of the settings, and their mean is compared.
+    `seconds` is None where it was never run ("unknown"). `method` names one where a recipe compares
+    several; `differs` says what the published run did and this one does not.
+
+    A line `# also: NAME: FLAGS` makes another experiment of the file with these flags on top, and
+    `# also: NAME (EXPECTS): FLAGS` one that expects another figure.
     """
 
     file: Path
@@ -70,32 +80,77 @@ class Experiment:
     source: str
     expects: str
     hardware: str
-    seconds: int
+    seconds: int | None
     method: str = ""
     seeds: int = 1
+    differs: str = ""
+    variant: str = ""  # the name of one that an `also` line makes
+    flags: tuple[str, ...] = ()  # and its flags
 
     @property
     def name(self) -> str:
-        return self.file.stem
+        return self.variant or self.file.stem
 
     @property
     def recipe(self) -> str:
         return self.file.parent.name
 
     @property
+    def words(self) -> list[str]:
+        """Its settings as words of the recipe's command line."""
+        return ["--config", str(self.file), *self.flags]
+
+    @property
     def target(self) -> tuple[str, float | None, float | None]:
-        """Metric, expected value, tolerance."""
+        """Metric ("" for none), expected value, tolerance."""
         metric, value, tolerance = EXPECTS.fullmatch(self.expects).groups()
-        return metric, value and float(value), tolerance and float(tolerance)
+        return (
+            "" if metric == "none" else metric,
+            value and float(value),
+            tolerance and float(tolerance),
+        )
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the data set and, unless their weights are random, of the backbones."""
+        import yaml
+
+        found = {}
+        for key, value in (yaml.safe_load(self.file.read_text()) or {}).items():
+            options = value if isinstance(value, dict) else {"name": value}
+            is_used = key == "data" or (
+                key.startswith("backbone") and not options.get("random_weights")
+            )
+            if is_used:
+                given = flag_values(self.flags, key) or [options.get("name", "")]
+                found[key] = str(given[-1])
+        return found
 
     @property
     def data(self) -> Table | None:
         """The named data set of the settings; None where they have none."""
-        import yaml
-
-        named = (yaml.safe_load(self.file.read_text()) or {}).get("data") or ""
-        entry = DATA.get(named if isinstance(named, str) else named.get("name", ""))
+        entry = DATA.get(self.names.get("data", ""))
         return entry and entry.table
+
+    @property
+    def modality(self) -> str:
+        """Of its data set or, where that has no name, of its backbone."""
+        names = self.names
+        entry = DATA.get(names.get("data", "")) or BACKBONES.get(names.get("backbone", ""))
+        return entry.modality if entry else ""
+
+    @property
+    def needs(self) -> str:
+        """What it reads of the hub: "weights", "data", both or ""."""
+        weights = [name for key, name in self.names.items() if key != "data"]
+        path = self.data.path if self.data else ""
+        is_elsewhere = path.startswith(HUB_PREFIX) or (path.count("/") == 1 and ":" not in path)
+        hub = "/".join(path.removeprefix(HUB_PREFIX).split("/")[:2])
+        needed = {
+            "weights": any(BACKBONES[name].hub for name in weights if name in BACKBONES),
+            "data": is_elsewhere and not hub_folder(hub),
+        }
+        return ", ".join(what for what, is_needed in needed.items() if is_needed)
 
     @property
     def absent(self) -> str:
@@ -114,12 +169,14 @@ class Experiment:
             settings
             + repr(sorted(of_data))
             + f"{self.seeds}" * (self.seeds > 1)
+            + " ".join(self.flags)
             + (RECIPES / f"{self.recipe}.py").read_text()
         )
         return hashlib.sha256(sources.encode()).hexdigest()[:12]
 
 
 EXPECTS = re.compile(r"(\w+)(?: (-?\d+\.\d+)(?: \+- (\d+\.\d+))?)?")
+ALSO = re.compile(r"^# also: (\w+)(?: \((.+)\))?: (--.+)$", re.MULTILINE)
 
 
 def recipe_command(recipe: str, words: Sequence[str]) -> list[str]:
@@ -133,19 +190,40 @@ def experiments() -> dict[str, Experiment]:
     for file in sorted((RECIPES / "configs").glob("*/*.yaml")):
         if not (RECIPES / f"{file.parent.name}.py").is_file():  # settings of another kind
             continue
-        comments = re.match(r"(#.*\n)*", file.read_text())[0]
-        lines = re.sub(r"\n#  +", " ", comments)  # an indented line goes on
-        facts = dict(re.findall(r"^# (\w+): (.+)$", lines, re.MULTILINE))
-        try:
-            counts = {name: int(facts[name]) for name in ("seconds", "seeds") if name in facts}
-            found[file.stem] = Experiment(file=file, **facts | counts)
-            found[file.stem].target  # noqa: B018  (read once, so that a typo shows here)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise InputError(
-                f"{file}: expected '# what, source, expects, hardware, seconds: ...' in the first "
-                "lines and 'expects: metric [value [+- tolerance]]'"
-            ) from None
+        for experiment in _of_file(file):
+            if other := found.get(experiment.name):
+                raise InputError(f"{file}: '{experiment.name}' is in {other.file} too; rename one")
+            found[experiment.name] = experiment
     return found
+
+
+def _of_file(file: Path) -> list[Experiment]:
+    """The experiment of a file, and those of its `also` lines."""
+    comments = re.match(r"(#.*\n)*", file.read_text())[0]
+    lines = re.sub(r"\n#  +", " ", comments)  # an indented line goes on
+    facts = dict(re.findall(r"^# (\w+): (.+)$", lines, re.MULTILINE))
+    others = ALSO.findall(lines)
+    try:
+        if len(others) < len(re.findall(r"^# also:", lines, re.MULTILINE)):
+            raise ValueError
+        facts.pop("also", None)
+        seconds = None if facts["seconds"] == "unknown" else int(facts["seconds"])
+        counts = {"seconds": seconds, "seeds": int(facts.get("seeds", 1))}
+        first = Experiment(file=file, **facts | counts)
+        made = [first] + [
+            replace(
+                first, variant=name, flags=tuple(shlex.split(flags)), expects=said or first.expects
+            )
+            for name, said, flags in others
+        ]
+        [experiment.target for experiment in made]  # read once, so that a typo shows here
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"{file}: expected '# what, source, expects, hardware, seconds: ...' in the first "
+            "lines, 'expects: metric [value [+- tolerance]]' or none, 'seconds: number' or "
+            "unknown, and 'also: name [(expects)]: --flags'"
+        ) from None
+    return made
 
 
 def _reproduce(experiment: Experiment) -> dict[str, Any]:
@@ -158,15 +236,16 @@ def _reproduce(experiment: Experiment) -> dict[str, Any]:
     start, values = time.perf_counter(), []
     for seed in range(experiment.seeds):
         name = f"{experiment.name}-{stamp}" + f"-seed{seed}" * (seed > 0)
-        flags = ["--config", str(experiment.file), "--out", "runs/repro", "--name", name]
+        flags = [*experiment.words, "--out", "runs/repro", "--name", name]
         flags += ["--train.seed", str(seed)] if seed else []
         done = subprocess.run(recipe_command(experiment.recipe, flags))
         if done.returncode:
             print(f"mgen: {experiment.name} left with {done.returncode}", file=sys.stderr)
             sys.exit(done.returncode)
         run = Path("runs/repro") / experiment.recipe / name
-        values.append(_measured(run, experiment.method)[experiment.target[0]])
-    known = None not in values  # null: the metric is not defined there
+        if metric := experiment.target[0]:
+            values.append(_measured(run, experiment.method)[metric])
+    known = values and None not in values  # null: the metric is not defined there
     place = json.loads((run / "environment.json").read_text())[-1]
     device = f"cpu, {place['threads']} threads" if place["device"] == "cpu" else place["device"]
     record = {
@@ -202,6 +281,8 @@ def _result(experiment: Experiment, record: dict[str, Any] | None) -> dict[str, 
     metric, expected, tolerance = experiment.target
     if not record:
         verdict = "skipped"
+    elif not metric:
+        verdict = "ran"
     elif record["got"] is None:
         verdict = "outside"
     elif tolerance:
@@ -230,7 +311,8 @@ def _got(record: dict[str, Any]) -> Any:
     return f"{record['got']:.3f} +- {record['spread']:.3f} ({len(record['each'])} seeds)"
 
 
-def _results_page(rows: list[dict[str, Any]]) -> str:
+def _results_page(rows: list[dict[str, Any]], elsewhere: int) -> str:
+    """The page of what was run; `elsewhere`: experiments that need the hub."""
     lines = [
         "# Results of the published experiments",
         "",
@@ -238,6 +320,8 @@ def _results_page(rows: list[dict[str, Any]]) -> str:
         "tolerance is to be reproduced; one without is another method's, to compare with.",
         "Where seeds are named, `got` is their mean and standard deviation. Seconds are wall clock",
         "with start-up, over all seeds, on whatever else the machine did.",
+        "",
+        f"{elsewhere} more need weights or data of the hub: [experiments](experiments.md).",
         "",
         "| experiment | command | metric | expected | origin | got | verdict | seconds | device |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -52,7 +52,10 @@ class Train:
     unfreeze: str = ""  # YAML file: epochs and the modules that train from then on
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     clip: float = 1.0  # largest 2-norm of the gradient; 0: no clipping
+    clip_value: float = 0.0  # largest element of the gradient, after that; 0: no clipping
     schedule: Literal["constant", "linear", "cosine"] = "cosine"  # of the learning rate
+    decay_steps: int = 0  # steps in which the rate falls, which then stays; 0: all of the run
+    decay_to: float = 0.0  # share of the rate that linear and cosine end at
     warmup_steps: int = 0  # steps of linear warm-up
     warmup_ratio: float = 0.0  # the same as a share of all steps, if warmup_steps is 0
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # mixed; auto: bf16 on GPUs with it
@@ -253,9 +256,17 @@ class Fit:
         return {**rates, "grad_norm": norm.item()}
 
     def clip(self, largest: float) -> Tensor:
-        """Scale the gradients to a 2-norm of `largest` if theirs is larger; returns theirs."""
+        """Scale the gradients to a 2-norm of `largest` if theirs is larger; returns theirs.
+
+        Then each element is cut at `clip_value`.
+        """
         if not self.state.zero:
-            return pieces.whole(self.accelerator.clip_grad_norm_(self.names, largest))
+            norm = pieces.whole(self.accelerator.clip_grad_norm_(self.names, largest))
+            if most := self.train.clip_value:
+                for parameter in self.names:
+                    if parameter.grad is not None:
+                        pieces.own(parameter.grad).clamp_(-most, most)
+            return norm
         if self.optimiser.is_mixed():
             raise Stopped(
                 f"step {self.state.step + 1}: the rows of each process led through other parts of "

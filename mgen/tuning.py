@@ -27,16 +27,18 @@ Schedule = dict[int, list[str]]  # epoch to expressions over module paths
 def lr_factor(step: int, total: int, train) -> float:
     """Learning rate at optimiser step `step` (from 0) of `total`, as a share of the base rate.
 
-    Linear warm-up from 0 over W steps, then constant, linear to 0 or half a cosine to 0, where the
-    published schedules' cosine would rise again past the end this one stays at 0.
+    Linear warm-up from 0 over W steps, then constant, or linear or half a cosine to `decay_to`,
+    within `decay_steps` steps or at the end. Where the published schedules' cosine would rise again
+    past the end this one stays.
     """
     warmup = train.warmup_steps or math.floor(train.warmup_ratio * total)
     if step < warmup:
         return step / warmup
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    if train.schedule == "linear":
-        return 1.0 - done
-    return 0.5 * (1.0 + math.cos(math.pi * done)) if train.schedule == "cosine" else 1.0
+    if train.schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, train.decay_steps or total - warmup))
+    left = 1.0 - done if train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return train.decay_to + (1.0 - train.decay_to) * left
 
 
 class Tuning:
@@ -169,6 +171,8 @@ def check_rates(train) -> None:
     """Raise InputError for values out of range."""
     if not 0 < train.layer_decay <= 1:
         raise InputError(f"--train.layer-decay {train.layer_decay}: expected above 0, at most 1")
+    if train.decay_to > 1:
+        raise InputError(f"--train.decay-to {train.decay_to}: expected a share from 0 to 1")
     if -1 < (decay := train.backbone_weight_decay) < 0:
         raise InputError(f"--train.backbone-weight-decay {decay}: expected -1, or 0 or more")
 

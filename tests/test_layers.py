@@ -85,7 +85,7 @@ LAYERS = {
         "data",
         "config",
     },
-    "experiments": {"data", "config", "report"},
+    "experiments": {"backbones", "data", "config", "report"},
     "card": {"backbones", "io", "report"},
     "export": {
         "calibration",
@@ -104,6 +104,8 @@ LAYERS = {
     "leaderboards": {"figures", "metrics", "checkpoint", "config", "report"},
     "commands": {
         "apply",
+        "data",
+        "tuning",
         "engine",
         "backbones",
         "train",

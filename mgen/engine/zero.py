@@ -59,6 +59,7 @@ def stage(environment: MutableMapping[str, str], task, train) -> int:
         "one process has nothing to share: drop use_deepspeed": asked(environment) == 1,
         "--train.precision fp16 is not for it; set bf16 or no": precision == "fp16",
         "--train.unfreeze is not for it; use plain DDP": bool(train.unfreeze),
+        "--train.clip-value is not for it; set --train.clip": train.clip_value > 0,
         "--backbone.lora-rank leaves little to share, and LoRA's gradients are looked at one by "
         "one; use plain DDP": any(backbone.lora_rank for backbone in backbones),
         "--backbone.dtype is not for it, it has one format; set --train.precision bf16 for speed": (

@@ -1,0 +1,110 @@
+"""mgen repro --check: every experiment in small, two steps of it, without network or weights.
+
+Settings are read as the recipe reads them, and go through the recipe's own command: what differs
+is said by `small_flags` and stand_ins.py. All run in this process, one after the other: starting
+Python and importing torch takes longer than most of them.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgen.apply import task_of
+from mgen.commands.stand_ins import ROWS, SMALL, places, small_network, write_rows
+from mgen.config import InputError, parse, unknown
+from mgen.experiments import RECIPES, ROOT, Experiment, experiments
+from mgen.report import print_table
+from mgen.train import Launch, run
+from mgen.tuning import read
+
+STEPS = 2
+COUNTS = r"^parameters: ([\d,]+?)(?:, of which ([\d,]+) train)?$"  # as every recipe says them
+
+
+def rehearse(words: Sequence[str]) -> None:
+    """Rehearse the experiments named, or all; leave with 1 if one fails, after the others."""
+    known = experiments()
+    for word in words:
+        if word not in known:
+            raise InputError(unknown("experiment", word, known))
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    rows, failed = [], 0
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
+        for experiment in [known[word] for word in words] or known.values():
+            start = time.perf_counter()
+            code, said = rehearsed(experiment, Path(folder))
+            counts = re.search(COUNTS, said, re.MULTILINE)
+            row = {
+                "experiment": experiment.name,
+                "recipe": experiment.recipe,
+                "parameters": counts[1] if counts else None,
+                "train": counts[2] if counts else None,
+                "seconds": f"{time.perf_counter() - start:.1f}",
+                "result": "ok" if not code else f"failed with {code}",
+            }
+            rows.append(row)
+            print(f"{row['experiment']}: {row['result']} in {row['seconds']} s", flush=True)
+            if code:
+                failed += 1
+                print(said, file=sys.stderr)
+    print_table("", rows)
+    print(f"{len(rows) - failed} of {len(rows)} experiments passed")
+    sys.exit(1 if failed else 0)
+
+
+def rehearsed(experiment: Experiment, folder: Path) -> tuple[int, str]:
+    """The exit code of an experiment in small, and all that it said. Its files go to `folder`."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), places(folder) as zoo:
+        try:
+            task, config = task_of(RECIPES / f"{experiment.recipe}.py")
+            cfg, _ = parse(config(), Launch(), experiment.words, f"{experiment.recipe}.py")
+            chosen = [choice for name, choice in vars(cfg).items() if name.startswith("backbone")]
+            for entry in [zoo[choice.name] for choice in chosen if choice.name in zoo]:
+                layers = entry.layers if cfg.train.unfreeze else SMALL["layers"]
+                if entry.hub:
+                    small_network(entry, folder / "networks", layers)
+            flags = [*small_flags(cfg, task.trains), *write_rows(cfg, experiment.recipe)]
+            flags += ["--out", str(folder / "runs"), "--name", experiment.name]
+            run(task, config, [*experiment.words, *flags])
+        except InputError as error:
+            print(f"error {error}")
+            return 2, said.getvalue()
+        except SystemExit as left:
+            code = left.code
+        except Exception as error:  # of one experiment: the others shall be rehearsed as well
+            print(f"{type(error).__name__}: {error}")
+            return 1, said.getvalue()
+        finally:
+            _forget_accelerator()
+    return code or 0, said.getvalue()
+
+
+def small_flags(cfg: Any, trains: bool) -> list[str]:
+    """What the rehearsal changes: rows of a batch, steps, processes, half precision of GPUs.
+
+    With a schedule of what trains, an epoch is one step, and all of its epochs come.
+    """
+    flags = ["--train.workers", "0"]
+    if cfg.train.precision == "fp16":  # which no CPU has
+        flags += ["--train.precision", "bf16"]
+    if not (trains and cfg.train.epochs):
+        return flags
+    steps = STEPS + (max(read(cfg.train.unfreeze)) if cfg.train.unfreeze else 0)
+    size = ROWS if cfg.train.unfreeze else 2
+    numbers = {"max-steps": steps, "eval-every": steps, "batch-size": size, "accumulate": 1}
+    return flags + [f"--train.{name}={number}" for name, number in numbers.items()]
+
+
+def _forget_accelerator() -> None:
+    """The next experiment may want another precision of Accelerate."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
