@@ -183,7 +183,7 @@ def test_figures_of_a_board_are_named_and_say_what_they_show(tmp_path):
         assert f"<!-- {task[0].replace('<', '&lt;').replace('>', '&gt;')} -->" in written[0]
     assert "<!-- cnn $from^scratch -->" in written[0]  # no formula
     assert "<!-- 6/7 -->" in written[1]
-    assert "8 entries; 4 without seconds or without a value on every task" in written[2]
+    assert "7 entries; 5 without seconds or without a value on every task" in written[2]
 
 
 @pytest.mark.slow

@@ -171,11 +171,14 @@ def _ends(row: dict[str, Any]) -> tuple[float | None, float | None]:
 
 
 def _seconds(results: dict[str, Any], entry: dict[str, Any]) -> float:
-    """Seconds of one run of every task: the means over seeds, added."""
+    """Seconds of one run of every task: the means over seeds, added; 0 if not of every task."""
     by_task: dict[str, list[float]] = {}
     for cell in results["cells"]:
         if cell["entry"] == entry["name"] and cell["seconds"] is not None and not cell["error"]:
             by_task.setdefault(cell["task"], []).append(cell["seconds"])
+    timed = {cell["task"] for cell in results["cells"] if not cell["error"]}
+    if by_task.keys() != timed:
+        return 0.0
     return math.fsum(sum(own) / len(own) for own in by_task.values())
 
 

@@ -164,7 +164,8 @@ function draw() {
   const chosen = data.scores[score.value], [costName, cost] = COSTS[against.value];
   const points = chosen.points.filter((p) => p[1] !== null && cost(p) > 0);
   const left = chosen.points.filter((p) => !points.includes(p));
-  const why = (p) => p[4] || (p[1] === null ? "no score" : `no ${costName}`);
+  const every = chosen === data.scores[0] && costName === COSTS[0][0] ? " on every task" : "";
+  const why = (p) => p[4] || (p[1] === null ? "no score" : `no ${costName}${every}`);
   one("#undrawn").textContent = left.length ? "Not drawn: " +
     left.map((p) => `${data.entries[p[0]][0]} (${why(p)})`).join("; ") : "";
   chart.replaceChildren();

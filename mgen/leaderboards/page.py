@@ -135,7 +135,7 @@ def _task_head(task: dict[str, Any], id_: str) -> str:
 def _row(view: View, entry: dict[str, Any], groups: list[str], ids: dict[str, str]) -> str:
     name = entry["name"]
     overall = view.overall.get(name, {})
-    rank, wins, done, of = (overall.get(key) for key in ("rank", "wins", "done", "of"))
+    rank, wins, done, of = (finite(overall.get(key)) for key in ("rank", "wins", "done", "of"))
     average, text, part = view.average(name)
     in_groups = view.averages.get(name, {}).get("groups") or {}
     cells = [
@@ -289,16 +289,20 @@ def _plot_rows(view: View, task: dict[str, Any]) -> list[intervals.Row]:
     """Best first, entries without a value last."""
     name, rows = task["name"], []
     sign = -1 if task["higher_is_better"] else 1
-    for entry in sorted(view.entries, key=lambda e: _order(view.value(name, e["name"]), sign)):
+
+    def order(entry: dict[str, Any]) -> tuple[bool, float]:
+        value = view.value(name, entry["name"])
+        return (value is None, sign * (value or 0.0))
+
+    for entry in sorted(view.entries, key=order):
         row = view.summary.get((name, entry["name"]), {})
         value, reason = view.value(name, entry["name"]), view.reason(task, entry)
         reason = view.partial(name, entry["name"]) if value is not None else reason
         best, tied = row.get("best"), row.get("tied")
-        text = f"<b>{view.number(name, value)}</b> {_whole(view.interval(name, row))}"
-        text = ("≈ " if tied else "") + text
+        text = ("≈ " if tied else "") + f"<b>{view.number(name, value)}</b> "
+        text = text + _whole(view.interval(name, row)) if value is not None else ""
         soft = " ".join(part for part in (row.get("source"), reason) if part)
         kind = "failed" if view.failed(name, entry["name"]) else "soft"
-        text = text if value is not None else ""
         text += f'<small class="{kind}">{escape(soft)}</small>' if soft else ""
         cells = view.cells.get((name, entry["name"]), [])
         rows.append(
@@ -306,18 +310,14 @@ def _plot_rows(view: View, task: dict[str, Any]) -> list[intervals.Row]:
                 name=entry["name"],
                 kind=entry["kind"],
                 value=value,
-                low=row.get("low"),
-                high=row.get("high"),
-                seeds=[c["value"] for c in cells if c["value"] is not None and len(cells) > 1],
+                low=finite(row.get("low")),
+                high=finite(row.get("high")),
+                seeds=[v for c in cells if (v := finite(c["value"])) is not None],
                 text=Html(text),
                 classes="best" if best else "tied" if tied else "",
             )
         )
     return rows
-
-
-def _order(value: float | None, sign: int) -> tuple[bool, float]:
-    return (value is None, sign * (value or 0.0))
 
 
 def _seeds(view: View, task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -349,17 +349,9 @@ def _whole(text: str) -> Html:
 
 
 def _entries(view: View) -> str:
-    lines = [
-        {
-            "entry": entry["name"],
-            "kind": entry["kind"],
-            "what": entry["what"],
-            "flags": entry["flags"],
-            "tuned in trials": entry["trials"],
-            "parameters": entry["parameters"],
-        }
-        for entry in view.entries
-    ]
+    columns = {"entry": "name", "kind": "kind", "what": "what", "flags": "flags"}
+    columns |= {"tuned in trials": "trials", "parameters": "parameters"}
+    lines = [{head: entry[key] for head, key in columns.items()} for entry in view.entries]
     return f'<section><h2 id="entries">Entries</h2>{table(lines)}</section>'
 
 
@@ -375,6 +367,7 @@ def _data(view: View, ids: dict[str, str]) -> dict[str, Any]:
     for name, i in place.items():
         value, _, part = view.average(name)
         cost = view.total_costs(name)
+        cost["seconds"] = cost["seconds"] if cost["is_whole"] else None
         why = f"average over {part}" if part else ""
         scores[0]["points"].append([i, None if part else value, *_two(cost), why])
     for task in view.tasks:

@@ -128,15 +128,21 @@ class View:
         }
 
     def total_costs(self, entry: str) -> dict[str, Any]:
-        """Seconds over all tasks that have them, and of how many; mean speed, the most memory."""
+        """Seconds over all tasks that have them, and of how many; mean speed, the most memory.
+
+        `is_whole`: of every task that anything ran on; who ran on fewer is not cheaper for it.
+        """
         own = [self.costs(task["name"], entry) for task in self.tasks]
+        timed = {cell["task"] for cell in self.results["cells"] if not cell["error"]}
+        count = sum(cost["seconds"] is not None for cost in own)
         return {
             "seconds": _reduced(math.fsum, [cost["seconds"] for cost in own]),
             "tokens_per_second": _reduced(
                 statistics.fmean, [cost["tokens_per_second"] for cost in own]
             ),
             "memory_gb": _reduced(max, [cost["memory_gb"] for cost in own]),
-            "tasks": sum(cost["seconds"] is not None for cost in own),
+            "tasks": count,
+            "is_whole": count == len(timed),
         }
 
     def pairs(self, task: str) -> list[dict[str, Any]]:
