@@ -219,4 +219,4 @@ def _short(name: str) -> str:
 def _figure(width: float, height: float):
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure((width, height), dpi=150, layout="constrained")  # as PNGs are saved
