@@ -19,6 +19,7 @@ import ast
 import inspect
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -196,8 +197,15 @@ def _recipe_lines() -> list[dict[str, Any]]:
 
 
 def _experiment_lines() -> list[dict[str, Any]]:
-    columns = ("name", "recipe", "what", "expects", "seconds")
-    return [{column: getattr(e, column) for column in columns} for e in experiments().values()]
+    facts = ("expects", "seconds", "needs")
+    return [
+        {
+            "group": e.modality,
+            **{"name": e.name, "recipe": e.recipe, "what": e.summary},
+            **{fact: getattr(e, fact) for fact in facts},
+        }
+        for e in sorted(experiments().values(), key=lambda e: e.modality)
+    ]
 
 
 def _show_backbone(name: str) -> None:
@@ -246,8 +254,10 @@ def _show_recipe(name: str) -> None:
 
 
 def _show_experiment(name: str) -> None:
-    file = experiments()[name].file
-    print(f"{file.relative_to(RECIPES.parent)}\n\n{file.read_text()}", end="")
+    found = experiments()[name]
+    flags = f" {shlex.join(found.flags)}, expects {found.expects}" if found.variant else ""
+    place = found.file.relative_to(RECIPES.parent)
+    print(f"{place}{flags}\n\n{found.file.read_text()}", end="")
 
 
 KINDS = {

@@ -3,6 +3,7 @@
 Nothing here imports torch: an experiment runs as a recipe, in a process of its own.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -103,14 +104,16 @@ class Experiment:
     @property
     def target(self) -> tuple[str, float | None, float | None]:
         """Metric ("" for none), expected value, tolerance."""
-        metric, value, tolerance = EXPECTS.fullmatch(self.expects).groups()
-        return (
-            "" if metric == "none" else metric,
-            value and float(value),
-            tolerance and float(tolerance),
-        )
+        metric, *numbers = EXPECTS.fullmatch(self.expects).groups()
+        value, tolerance = (number and float(number) for number in numbers)
+        return metric.removesuffix("none"), value, tolerance
 
     @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return f"{self.file.stem} {shlex.join(self.flags)}" if self.variant else self.what
+
+    @functools.cached_property
     def names(self) -> dict[str, str]:
         """The names of the data set and, unless their weights are random, of the backbones."""
         import yaml
@@ -232,7 +235,7 @@ def _reproduce(experiment: Experiment) -> dict[str, Any]:
     Its record is kept in the last. A recipe that fails ends this process with its exit code.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    print(f"{experiment.name}: {experiment.what}", flush=True)
+    print(f"{experiment.name}: {experiment.summary}", flush=True)
     start, values = time.perf_counter(), []
     for seed in range(experiment.seeds):
         name = f"{experiment.name}-{stamp}" + f"-seed{seed}" * (seed > 0)

@@ -1,6 +1,6 @@
 """Published experiments: their files say what to expect, and `mgen repro` compares."""
 
-import importlib.util
+import json
 import re
 import sys
 from dataclasses import replace
@@ -11,9 +11,12 @@ import yaml
 from conftest import ROOT
 
 from mgen import cli, experiments
-from mgen.config import from_yaml
+from mgen.apply import task_of
+from mgen.config import parse
+from mgen.train import Launch
 
-FILES = sorted(experiment.file for experiment in experiments.experiments().values())
+EXPERIMENTS = list(experiments.experiments().values())
+FILES = sorted({experiment.file for experiment in EXPERIMENTS})
 RECIPE = """
 import json, sys
 from pathlib import Path
@@ -71,30 +74,33 @@ def own_argv(monkeypatch):
 # --------------------------------------------------------------------------- the files
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_settings_fit_the_recipe(file):
-    spec = importlib.util.spec_from_file_location(
-        f"experiment_{file.parent.name}", ROOT / "recipes" / f"{file.parent.name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    config = from_yaml(module.Config(), file)
-    assert config.data.path == experiments.experiments()[file.stem].data.path
-    assert config.data.path.startswith("shared:")
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+def test_settings_fit_the_recipe(experiment):
+    _, config = task_of(ROOT / "recipes" / f"{experiment.recipe}.py")
+    cfg, _ = parse(config(), Launch(), experiment.words, experiment.name)
+    assert cfg.data.path == experiment.data.path
+    assert cfg.data.name == experiment.names["data"]
+    is_ours = cfg.data.path.startswith(("shared:", "bundled:"))
+    assert is_ours or "data" in experiment.needs or experiment.needs == "weights"
+    assert ("weights" in experiment.needs) == (experiment.seconds is None)
+    assert not cfg.train.unfreeze or (ROOT / cfg.train.unfreeze).is_file()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_expected_metric_is_one_that_is_measured(file):
-    from mgen.metrics import classification_metrics, regression_metrics
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+def test_expected_metric_is_one_that_is_measured(experiment):
+    from mgen.metrics import classification_metrics, contacts, regression_metrics
     from mgen.metrics.variants import variant_metrics
 
-    known = regression_metrics(1)
-    if file.parent.name.endswith("_classification"):
-        known = classification_metrics(2)
-    if file.parent.name == "zero_shot_variants":
-        known = variant_metrics(np.arange(3.0), np.arange(3.0))
-    assert experiments.experiments()[file.stem].target[0] in known
+    known = [*regression_metrics(1)]
+    if experiment.recipe.endswith("_classification"):
+        known = [*classification_metrics(2)]
+    if experiment.recipe == "pairwise_classification":
+        known = contacts.NAMES
+    if experiment.recipe == "zero_shot_variants":
+        known = [*variant_metrics(np.arange(3.0), np.arange(3.0))]
+    if experiment.recipe in ("dependency_map", "token_probabilities"):
+        known = [""]
+    assert experiment.target[0] in known
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -110,12 +116,16 @@ def test_random_weights_are_called_random_and_promise_nothing():
             assert experiment.target[1] is None
 
 
-def test_the_page_of_results_has_every_experiment_with_its_expected_figure():
+def test_the_page_of_results_has_what_needs_no_hub_with_its_expected_figure():
     page = (ROOT / "docs" / "results.md").read_text()
-    for experiment in experiments.experiments().values():
-        (line,) = [line for line in page.splitlines() if line.startswith(f"| {experiment.name} ")]
-        assert f"| {experiment.expects.partition(' ')[2] or '-'} |" in line
-        assert not re.search(r"\| -? \| skipped", line)
+    elsewhere = [experiment for experiment in EXPERIMENTS if experiment.needs]
+    assert f"\n{len(elsewhere)} more need weights or data of the hub: " in page
+    for experiment in EXPERIMENTS:
+        found = [line for line in page.splitlines() if line.startswith(f"| {experiment.name} ")]
+        assert len(found) == (not experiment.needs)
+        for line in found:
+            assert f"| {experiment.expects.partition(' ')[2] or '-'} |" in line
+            assert not re.search(r"\| -? \| skipped", line)
 
 
 # --------------------------------------------------------------------------- mgen repro
@@ -154,6 +164,84 @@ def test_seeds_run_one_by_one_and_give_mean_and_standard_deviation(repository, c
     assert repro() == 0
     assert len(list(repository.glob("runs/repro/fake/one-*"))) == 3
     assert "| 0.500 +- 0.100 (3 seeds) |" in (repository / "docs" / "results.md").read_text()
+
+
+def test_a_line_makes_another_experiment_with_flags_and_a_figure_of_its_own(repository, capsys):
+    write(repository, "one", "spearman 0.50 +- 0.02", 0.3)
+    file = repository / "recipes" / "configs" / "fake" / "one.yaml"
+    also = "# also: two (spearman 0.30 +- 0.02): --data other\n#   --seed 3\n# what: a"
+    file.write_text(file.read_text().replace("# what: a", also))
+    before = experiments.experiments()
+    assert repro("two") == 0
+    assert re.search(r"two +spearman +0.3 \+- 0.02 +0.3 ", capsys.readouterr().out)
+    (run,) = repository.glob("runs/repro/fake/two-*")
+    flags = json.loads((run / "flags.json").read_text())
+    assert (flags["--config"], flags["--data"], flags["--seed"]) == (str(file), "other", "3")
+    assert repro("one") == 1
+    file.write_text(file.read_text().replace("--seed 3", "--seed 4"))
+    after = experiments.experiments()
+    assert before["one"].digest == after["one"].digest
+    assert before["two"].digest != after["two"].digest
+
+
+@pytest.mark.parametrize(
+    "line", ["also: two", "also: two: data other", "also: two (0.3): --data other"]
+)
+def test_a_line_that_is_no_experiment_is_an_error_with_the_file(repository, capsys, line):
+    write(repository, "one", "spearman", 0.1)
+    file = repository / "recipes" / "configs" / "fake" / "one.yaml"
+    file.write_text(f"# {line}\n{file.read_text()}")
+    assert repro("one") == 2
+    assert "one.yaml: expected" in capsys.readouterr().err
+
+
+def test_two_experiments_of_one_name_are_an_error_with_both_files(repository, capsys):
+    write(repository, "one", "spearman", 0.1)
+    write(repository, "two", "spearman", 0.1)
+    file = repository / "recipes" / "configs" / "fake" / "two.yaml"
+    file.write_text(f"# also: one: --data other\n{file.read_text()}")
+    assert repro("two") == 2
+    said = capsys.readouterr().err
+    assert "two.yaml: 'one'" in said and "one.yaml too" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "needs"),
+    [
+        ("data: nt_enhancers", "data"),
+        ("data: proteingym_indels", "data"),
+        ("data: promoters_tiny\nbackbone: esm2_8m", "weights"),
+        ("data: ssp_q3\nbackbone: {name: esm2_8m, lora_rank: 2}", "weights, data"),
+        ("data: promoters_tiny\nbackbone: {name: esm2_8m, random_weights: true}", ""),
+        ("data: tape_stability\nbackbone: dna_onehot", ""),
+    ],
+)
+def test_what_needs_the_hub_runs_by_name_alone(repository, capsys, settings, needs):
+    write(repository, "one", "spearman", 0.1)
+    write(repository, "two", "spearman", 0.1)
+    file = repository / "recipes" / "configs" / "fake" / "two.yaml"
+    file.write_text(file.read_text().replace("got: ", f"{settings}\ngot: "))
+    assert experiments.experiments()["two"].needs == needs
+    if not needs:
+        return
+    assert repro() == 0
+    assert "1 skipped: they need the hub" in capsys.readouterr().err
+    page = (repository / "docs" / "results.md").read_text()
+    assert "\n1 more need weights or data of the hub" in page
+    assert "| one |" in page and "| two |" not in page
+    assert not list(repository.glob("runs/repro/fake/two-*"))
+    assert repro("two") == 0
+    assert list(repository.glob("runs/repro/fake/two-*"))
+
+
+def test_a_recipe_that_measures_nothing_is_said_to_have_run(repository, capsys):
+    write(repository, "one", "none", 0.1)
+    file = repository / "recipes" / "configs" / "fake" / "one.yaml"
+    file.write_text(file.read_text().replace("# seconds: 1", "# seconds: unknown"))
+    (repository / "recipes" / "fake.py").write_text(RECIPE.replace("results.json", "other.json"))
+    assert repro("one") == 0
+    assert re.search(r"one +- +- +- +\d+ +cpu, 2 threads +ran ", capsys.readouterr().out)
+    assert experiments.experiments()["one"].seconds is None
 
 
 def test_named_data_is_looked_for_below_mgen_shared(repository):

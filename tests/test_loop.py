@@ -46,6 +46,16 @@ def test_past_the_end_a_cosine_stays_at_zero():
     assert [lr_factor(step, 10, Train(schedule="cosine")) for step in (10, 11, 50)] == [0, 0, 0]
 
 
+def test_a_rate_that_falls_to_a_tenth_in_four_steps_stays_there():
+    linear = Train(schedule="linear", decay_steps=4, decay_to=0.1)
+    rates = [lr_factor(step, 100, linear) for step in (0, 1, 2, 4, 50)]
+    assert rates == pytest.approx([1, 0.775, 0.55, 0.1, 0.1])
+    cosine = Train(schedule="cosine", decay_to=0.1, warmup_steps=2)
+    rates = [lr_factor(step, 12, cosine) for step in (0, 1, 2, 7, 12)]
+    assert rates == pytest.approx([0, 0.5, 1, 0.55, 0.1])
+    assert lr_factor(7, 10, Train(schedule="constant", decay_to=0.1, decay_steps=2)) == 1
+
+
 def test_the_optimiser_steps_with_the_rate_of_the_schedule(tmp_path):
     fit = tiny.fit(tiny.settings(tmp_path, warmup_steps=3, log_every=1), tmp_path)
     fit.run()
@@ -167,6 +177,15 @@ def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path):
     parts = gradients(cfg, tmp_path, SequenceRegression, [12])
     norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in parts.values()))
     assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_elements_of_gradients_are_clipped_to_the_value_asked_for(tmp_path):
+    free = gradients(tiny.settings(tmp_path, clip=0.0), tmp_path / "a", SequenceRegression, [12])
+    cfg = tiny.settings(tmp_path, clip=0.0, clip_value=1e-3)
+    cut = gradients(cfg, tmp_path / "b", SequenceRegression, [12])
+    assert any(float(gradient.abs().max()) > 2e-3 for gradient in free.values())
+    for name, gradient in free.items():
+        torch.testing.assert_close(cut[name], gradient.clamp(-1e-3, 1e-3))
 
 
 def test_bf16_trains_weights_that_stay_in_full_precision(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mgen.apply import task_of
-from mgen.commands.stand_ins import ROWS, SMALL, places, small_network, write_rows
+from mgen.commands.stand_ins import SMALL, places, small_network, write_rows
 from mgen.config import InputError, parse, unknown
 from mgen.experiments import RECIPES, ROOT, Experiment, experiments
 from mgen.report import print_table
@@ -25,6 +25,7 @@ from mgen.train import Launch, run
 from mgen.tuning import read
 
 STEPS = 2
+ALL = 1000  # rows at once: more than there are
 COUNTS = r"^parameters: ([\d,]+?)(?:, of which ([\d,]+) train)?$"  # as every recipe says them
 
 
@@ -68,9 +69,8 @@ def rehearsed(experiment: Experiment, folder: Path) -> tuple[int, str]:
             cfg, _ = parse(config(), Launch(), experiment.words, f"{experiment.recipe}.py")
             chosen = [choice for name, choice in vars(cfg).items() if name.startswith("backbone")]
             for entry in [zoo[choice.name] for choice in chosen if choice.name in zoo]:
-                layers = entry.layers if cfg.train.unfreeze else SMALL["layers"]
                 if entry.hub:
-                    small_network(entry, folder / "networks", layers)
+                    small_network(entry, folder / "networks", named_layers(cfg.train.unfreeze))
             flags = [*small_flags(cfg, task.trains), *write_rows(cfg, experiment.recipe)]
             flags += ["--out", str(folder / "runs"), "--name", experiment.name]
             run(task, config, [*experiment.words, *flags])
@@ -87,6 +87,12 @@ def rehearsed(experiment: Experiment, folder: Path) -> tuple[int, str]:
     return code or 0, said.getvalue()
 
 
+def named_layers(schedule: str) -> int:
+    """As many layers as a schedule of what trains needs, those of any small network at least."""
+    text = Path(schedule).read_text() if schedule else ""
+    return max([SMALL["layers"], *(1 + int(n) for n in re.findall(r"\.layer\.(\d+)", text))])
+
+
 def small_flags(cfg: Any, trains: bool) -> list[str]:
     """What the rehearsal changes: rows of a batch, steps, processes, half precision of GPUs.
 
@@ -98,7 +104,7 @@ def small_flags(cfg: Any, trains: bool) -> list[str]:
     if not (trains and cfg.train.epochs):
         return flags
     steps = STEPS + (max(read(cfg.train.unfreeze)) if cfg.train.unfreeze else 0)
-    size = ROWS if cfg.train.unfreeze else 2
+    size = ALL if cfg.train.unfreeze else 2
     numbers = {"max-steps": steps, "eval-every": steps, "batch-size": size, "accumulate": 1}
     return flags + [f"--train.{name}={number}" for name, number in numbers.items()]
 

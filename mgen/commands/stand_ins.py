@@ -28,7 +28,7 @@ from mgen.data.table import Table
 SMALL = {"width": 64, "layers": 2, "heads": 4, "ffn": 128}
 CONTEXT, EXPERTS = 512, 4  # the first where none is published
 ROWS = 8  # of each split
-LENGTHS = (24, 32)  # letters of a sequence
+LENGTHS = (12, 16)  # letters of a sequence
 LETTERS = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY"}
 CONTIG, CONTIG_LENGTH = "chr1", 4000
 CHANNELS = 384  # of the structures that AIDO.Protein-RAG reads
@@ -93,17 +93,17 @@ def write_rows(cfg: Any, recipe: str) -> list[str]:
 
 def _files(table: Table) -> dict[Path, list[Row]]:
     """The files that a table's path means, and of each row what says which split it is in."""
-    splits = (table.train_split, table.valid_split, table.test_split)
-    names = [name for split in splits for name in split.split("+") if name]
+    parts = [s.split("+") for s in (table.train_split, table.valid_split, table.test_split) if s]
+    counts = {name: max(2, ROWS // len(names)) for names in parts for name in names}
     path, folder = table.path.replace("{subset}", table.subset), shared_folder()
     if table.split_col:
-        marks = {"": [{table.split_col: name} for name in names for _ in range(ROWS)]}
+        marks = {"": [{table.split_col: name} for name, n in counts.items() for _ in range(n)]}
     elif table.folds:
         column = {table.fold_col} - {""}
         folds = [dict.fromkeys(column, i % table.folds) for i in range(2 * table.folds)]
         marks = {table.train_split: folds}
     else:
-        marks = {name: [{} for _ in range(ROWS)] for name in names}
+        marks = {name: [{} for _ in range(n)] for name, n in counts.items()}
     if path.startswith(HUB_PREFIX):
         folder, path = folder / path.removeprefix(HUB_PREFIX), ""
     elif path.startswith(SHARED_PREFIX):

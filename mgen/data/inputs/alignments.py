@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgen.config import InputError
-from mgen.data.sources.places import local_file
+from mgen.data.sources.places import hub_copy, local_file
 from mgen.io.alignments import read_alignment, read_structure
 
 if TYPE_CHECKING:
@@ -78,13 +78,14 @@ def _path(table: Table, column: str, cell: object) -> Path:
             f"column '{column}': expected lists or names of files, found {type(cell).__name__}"
         )
     paths = [path for path in (table.path, table.valid_path, table.test_path) if path]
-    places = [_folder(path) / cell for path in paths] or [Path(cell)]
+    named = [path.replace("{subset}", table.subset) for path in paths]
+    places = [_folder(path) / cell for path in named] or [Path(cell)]
     # Reading the first says what is missing.
     return next((place for place in places if place.exists()), places[0])
 
 
 def _folder(path: str) -> Path:
-    place = local_file(path)
+    place = hub_copy(path) or local_file(path)
     while glob.has_magic(str(place)):
         place = place.parent
     return place if place.is_dir() else place.parent

@@ -1,6 +1,7 @@
 """Where a path of the settings is on this machine."""
 
 import os
+import re
 from pathlib import Path
 
 from mgen.config import nearest
@@ -36,6 +37,13 @@ def hub_folder(name: str) -> Path | None:
     """The folder owner/name or owner__name of $MGEN_SHARED/data: a hub data set without network."""
     folders = (shared_folder() / name, shared_folder() / name.replace("/", "__"))
     return next((folder for folder in folders if "/" in name and folder.is_dir()), None)
+
+
+def hub_copy(url: str) -> Path | None:
+    """The file of a hub data set's URL in the folder that stands for that data set."""
+    found = re.match(rf"{HUB_PREFIX}([^/]+/[^/@]+)(@[^/]+)?/(.+)", url)
+    folder = found and hub_folder(found[1])
+    return folder / found[3] if folder else None
 
 
 def neighbour(place: Path) -> str:
