@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mgen.adapters.pooling import POOLS, flatten
@@ -130,8 +131,8 @@ def count_words(ids: Tensor, letters: Tensor, longest: int) -> Tensor:
     """How often each word of 1 to `longest` letters occurs: (B, L) -> (B, A + ... + A^longest).
 
     Words of a length are in the order of their letters' numbers (V,); a word with a token of number
-    -1 does not count. Without the normalisation it is the spectrum kernel's feature map (Leslie et
-    al. 2002).
+    -1 does not count. The counts of a length are scaled to a vector of length 1, whatever the
+    length of the row: products of two are normalised spectrum kernels (Leslie et al. 2002).
     """
     numbers = letters[ids]
     base, counts = int(letters.max()) + 1, []
@@ -141,7 +142,8 @@ def count_words(ids: Tensor, letters: Tensor, longest: int) -> Tensor:
         codes = codes[:, : last.shape[1]] * base + last
         known = known[:, : last.shape[1]] & (last >= 0)
         found = torch.zeros(len(ids), base**length, device=ids.device)
-        counts.append(found.scatter_add_(1, codes.where(known, 0), known.float()))
+        found.scatter_add_(1, codes.where(known, 0), known.float())
+        counts.append(F.normalize(found, dim=1))
     return torch.cat(counts, 1)
 
 
@@ -184,7 +186,9 @@ def compact(x: Tensor) -> tuple[Tensor, Callable]:
 
 def root(gram: Tensor, penalty: float) -> Tensor:
     """Lower triangular L (R, R) with LL' = gram + penalty. Raises InputError if none is found."""
-    found, failed = torch.linalg.cholesky_ex(gram + penalty * torch.eye(len(gram)))
+    gram = gram.clone()
+    gram.diagonal().add_(penalty)
+    found, failed = torch.linalg.cholesky_ex(gram)
     if failed:
         raise InputError(f"--penalties {penalty:g}: too small for these features; leave it out")
     return found
