@@ -92,7 +92,7 @@ def test_expected_metric_is_one_that_is_measured(experiment):
     from mgen.metrics.variants import variant_metrics
 
     known = [*regression_metrics(1)]
-    if experiment.recipe.endswith("_classification"):
+    if experiment.recipe.endswith(("_classification", "logistic_regression")):
         known = [*classification_metrics(2)]
     if experiment.recipe == "pairwise_classification":
         known = contacts.NAMES

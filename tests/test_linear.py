@@ -13,7 +13,6 @@ from conftest import ROOT
 from tiny import fresh_process  # noqa: F401
 
 from mgen.backbones import backbone
-from mgen.data import table
 from mgen.methods import linear
 from mgen.train import load_task, run
 
@@ -137,7 +136,7 @@ def test_logistic_regression_has_the_weights_of_scikit_learn_and_its_penalty(kin
     assert np.allclose(bias - bias.mean(), levels - levels.mean(), atol=1e-4)
 
 
-def test_classes_of_one_row_and_of_none_do_not_stop_the_fit(recwarn):
+def test_classes_of_one_row_and_of_none_do_not_stop_the_fit():
     x, _ = drawn(40, 5, 1)
     y = torch.tensor([0, 1] * 19 + [1, 3])  # class 3 has one row, class 2 none
     weight, bias, _ = logistic_regression.logistic(x, y, 4, torch.ones(40), (1.0,), 3)
@@ -264,7 +263,7 @@ def test_features_that_do_not_fit_into_memory_are_refused_before_anything(
     assert command(RIDGE, *given, "--pool", "kmers", "--kmers", "2", "--name", "a") == 0
 
 
-@pytest.mark.parametrize("data", ["promoter_classes_tiny", "peptides_tiny", "modifications_tiny"])
+@pytest.mark.parametrize("data", ["peptides_tiny", "modifications_tiny"])
 def test_a_run_is_calibrated_tested_and_predicts(data, tmp_path):
     flags = ["--data", data, "--name", "a", "--pool", "kmers", "--kmers", "2"]
     flags += ["--multilabel"] if data.startswith("modif") else ["--class-weights"]
@@ -285,8 +284,6 @@ def test_a_run_is_calibrated_tested_and_predicts(data, tmp_path):
 
 
 def test_two_runs_are_equal_bit_for_bit(tmp_path):
-    cfg = table("promoter_classes_tiny")
-    assert cfg.name
     for name in "ab":
         assert command(LOGISTIC, "--pool", "kmers", "--kmers", 3, "--name", name) == 0
     runs = tmp_path / "runs" / "logistic_regression"
