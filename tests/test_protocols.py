@@ -260,6 +260,12 @@ def test_an_assay_that_lacks_a_scheme_is_named(tmp_path):
     assert printed[0]["average"] == pytest.approx((0.45 + 0.3) / 2)
 
 
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("task,x\na,1\n", encoding="utf-8-sig")
+    assert read_table(file).values == {"a": {"x": 1.0}}
+
+
 def test_a_board_of_errors_has_the_least_first(tmp_path):
     file = table(tmp_path, "task\tx\ty\none\t2\t1\n", "table.tsv")
     assert [row["method"] for row in reaggregate(file, "mean", better="lower")[0]] == ["y", "x"]

@@ -189,6 +189,21 @@ def test_metrics_themselves_agree_with_scikit_learn_and_scipy(kind, columns, nam
     assert found == pytest.approx(oracle(a, b, np.ones(200, np.int64)), abs=1e-6)
 
 
+def test_an_absent_class_is_left_out_and_an_undefined_output_is_not():
+    counts = torch.tensor([[1, 1, 1, 1, 1, 1], [3, 0, 1, 1, 1, 0]], dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 0, 2, 2, 1])  # the second resample has no row of class 1
+    probabilities = torch.rand(6, 3, dtype=torch.float64)
+    found = resampled("auroc", "classes", probabilities, labels, counts)
+    weights = counts[1].numpy().astype(np.int64)
+    each = [
+        sk.roc_auc_score(labels == k, probabilities[:, k], sample_weight=weights) for k in (0, 2)
+    ]
+    assert found[1].item() == pytest.approx(np.mean(each))
+    outputs = torch.tensor([[1.0, 5], [2, 6], [1, 7], [1, 8], [1, 9], [3, 1]])
+    found = resampled("pearson", "numbers", outputs, probabilities[:, :2], counts)
+    assert found.isnan().tolist() == [False, True]  # the first output is constant in the second
+
+
 def test_spearman_of_resamples_by_hand():
     x, y = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])
     counts = torch.tensor([[2, 1, 0], [1, 1, 1], [3, 0, 0]], dtype=torch.uint8)

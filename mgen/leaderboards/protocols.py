@@ -356,7 +356,7 @@ def reaggregate(
     if protocol.known:
         for about in facts.values():
             if not (PROTEIN in about and TYPE in about):
-                about |= {**_assay(file, about[ASSAY]), **about}
+                about |= _assay(file, about[ASSAY])
     rows = aggregate(protocol, table.values, facts)
     rows = with_errors(protocol, rows, table.values, facts)
     printed = [
