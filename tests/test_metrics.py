@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import golden
 from safetensors.torch import load_file
+from sklearn.metrics import r2_score
 
 from mgen.metrics import auprc, auroc, classification_metrics, regression_metrics, results, spearman
 
@@ -177,6 +178,18 @@ def test_r2_keeps_its_digits_far_from_zero():
     expected = 1 - ((labels - predictions) ** 2).sum() / ((labels - labels.mean()) ** 2).sum()
     found = fill(regression_metrics(1), [(torch.tensor(predictions), torch.tensor(labels))])
     assert found["r2"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2**-20, 2**-10, 1, 2**20])  # the mean of equal labels is exact
+@pytest.mark.parametrize("labels", ["varied", "alike", "alike and met"])
+def test_r2_is_that_of_scikit_learn_in_any_unit(scale, labels):
+    predictions, truth = scale * np.random.default_rng(0).standard_normal((2, 20))
+    if labels != "varied":
+        truth = np.full(20, 0.125 * scale)
+        predictions = truth if "met" in labels else predictions
+    metric = {"r2": regression_metrics(1)["r2"]}
+    found = fill(metric, [(torch.tensor(predictions), torch.tensor(truth))])
+    assert found["r2"] == pytest.approx(r2_score(truth, predictions), rel=1e-9)
 
 
 def test_class_numbers_may_be_a_float_column():

@@ -4,8 +4,9 @@ A metric is fed with `update(predictions, labels)` batch by batch, on any device
 other processes, so in a distributed run it is handed gathered rows. Too little data for a value
 (one row for a correlation, one class for AUROC) gives nan and a warning, never an exception.
 Errors and counts come from torchmetrics. Those that need all rows at once are ours: torchmetrics'
-Pearson is nan for labels of small scale (1e-6), its Spearman overflows on long ties, and its AUROC
-is 0 where a class is absent.
+Pearson is nan for labels of small scale (1e-6), its Spearman overflows on long ties, its R2 takes
+sums of squares below 1e-4 for zero (labels of scale 1e-3), and its AUROC is 0 where a class is
+absent.
 """
 
 import warnings
@@ -167,17 +168,17 @@ def regression_metrics(outputs: int) -> dict[str, Metric]:
             raise ValueError(f"predictions {tuple(predictions.shape)}: expected {shape}")
         return _finite(predictions).double().view(shape), _finite(labels).double().view(shape)
 
-    def library(metric: nn.Module, better: bool = True, rows_needed: int = 1) -> Library:
+    def library(metric: nn.Module) -> Library:
         metric.set_dtype(torch.float64)
-        return Library(metric, arrange, higher_is_better=better, rows_needed=rows_needed)
+        return Library(metric, arrange, higher_is_better=False)
 
     each = {"num_outputs": outputs, **ALONE}
     return {
         "pearson": Whole(pearson, arrange, rows_needed=2),
         "spearman": Whole(spearman, arrange, rows_needed=2),
-        "mae": library(torchmetrics.MeanAbsoluteError(**each), better=False),
-        "mse": library(torchmetrics.MeanSquaredError(**each), better=False),
-        "r2": library(torchmetrics.R2Score(multioutput="raw_values", **ALONE), rows_needed=2),
+        "mae": library(torchmetrics.MeanAbsoluteError(**each)),
+        "mse": library(torchmetrics.MeanSquaredError(**each)),
+        "r2": Whole(r2, arrange, rows_needed=2),
     }
 
 
@@ -266,6 +267,17 @@ def pearson(predictions: Tensor, labels: Tensor) -> Tensor:
 def spearman(predictions: Tensor, labels: Tensor) -> Tensor:
     """Pearson correlation of the ranks; nan where one side is constant."""
     return pearson(ranks(predictions), ranks(labels))
+
+
+def r2(predictions: Tensor, labels: Tensor) -> Tensor:
+    """Coefficient of determination; of constant labels 1 if all are met, else 0.
+
+    As scikit-learn's r2_score.
+    """
+    residual, spread = ((labels - other).square().sum() for other in (predictions, labels.mean()))
+    if labels.min() == labels.max():
+        return (residual == 0).to(labels.dtype)
+    return 1 - residual / spread
 
 
 def auroc(scores: Tensor, labels: Tensor) -> Tensor:
