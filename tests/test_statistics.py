@@ -269,6 +269,14 @@ def test_what_a_metric_refuses_is_refused(kind, metric):
         resampled(metric, kind, x, torch.zeros(2), counts)
 
 
+def test_draws_of_other_rows_are_refused():
+    x = torch.zeros(4)
+    with pytest.raises(ValueError, match="4 predictions, but draws or owners of 5"):
+        resampled("mse", "numbers", x, x, draws(5, 2, ""))
+    with pytest.raises(ValueError, match="4 predictions, but draws or owners of 3"):
+        resampled("mse", "numbers", x, x, draws(5, 2, ""), torch.tensor([0, 1, 2]))
+
+
 # --------------------------------------------------------------------------- draws
 
 

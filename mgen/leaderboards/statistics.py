@@ -65,6 +65,10 @@ def resampled(
     the repeated entries. Undefined values are nan. Raises ValueError if that is needed and missing,
     and for shapes and values that the metric does not take.
     """
+    predictions, labels = predictions.detach().cpu(), labels.detach().cpu()
+    entries = counts.shape[1] if owners is None else len(owners)
+    if len(predictions) != entries:
+        raise ValueError(f"{len(predictions)} predictions, but draws or owners of {entries}")
     value = prepare(metric, kind, predictions, labels)
     if value is None and make_metric is None:
         raise ValueError(f"metric '{metric}' of {kind} has no weighted form: make_metric is needed")
