@@ -46,11 +46,11 @@ class Config:
 
 
 class LogisticRegression(Task):
+    num_rows = 0  # of training, set by `learn`
+
     @property
     def kind(self) -> str:
         return "labels" if self.cfg.multilabel else "classes"
-
-    num_rows = 0  # of training, set by `learn`
 
     def learn(self, rows, splits) -> list[str]:
         cfg = self.cfg
@@ -142,10 +142,11 @@ def logistic(x: Tensor, y: Tensor, classes: int, weights: Tensor, penalties, fol
     is_pair = y.ndim == 1 and classes == 2
     y = y[:, None] if is_pair else y
     x, restore = linear.compact(x)
-    # How the loss of a row curves where w is 0, on average.
-    curve = (y.double() if y.ndim == 2 else F.one_hot(y, classes).double()).var(0).mean()
+    # How the loss of a row curves where w is 0, on average; above 0 if all rows are of one class.
+    hot = y.double() if y.ndim == 2 else F.one_hot(y, classes).double()
+    curve = hot.var(0).mean().clamp(min=1e-3)
     gram, scale = curve * (x.T @ x), (curve * len(x)).sqrt()
-    nothing = [x.new_zeros(rows, y.shape[1] if y.ndim == 2 else classes) for rows in (len(gram), 1)]
+    nothing = [x.new_zeros(size, hot.shape[1]) for size in (len(gram), 1)]
     starts, errors = [nothing] * folds, {}
     for penalty in sorted(penalties, reverse=True):
         root, errors[penalty] = linear.root(gram, penalty), 0.0

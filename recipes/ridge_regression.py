@@ -39,7 +39,6 @@ class Config:
 
 class RidgeRegression(Task):
     kind = "numbers"
-
     num_rows = 0  # of training, set by `learn`
 
     def learn(self, rows, splits) -> list[str]:

@@ -231,7 +231,8 @@ def test_longer_held_out_rows_are_refused_by_padded(tmp_path, capsys):
     ("flags", "expected"),
     [
         (["--backbone", "esm2_8m"], "not those of esm2_8m"),
-        (["--kmers", "0"], "--kmers 0: expected the letters of the longest word, 1 or more"),
+        (["--kmers", "0"], "--kmers 0: expected 1 to 20 letters of the longest word"),
+        (["--kmers", "9999"], "--kmers 9999: expected 1 to 20"),
         (["--kmers", "8"], "there are 87,380 words of up to 8 of 4 letters"),
         (["--kmers", "4", "--backbone", "protein_onehot"], "168,420 words"),
         (["--pool"], "--pool : expected one or more ways"),
@@ -258,7 +259,7 @@ def test_features_that_do_not_fit_into_memory_are_refused_before_anything(
     monkeypatch.setattr(linear, "memory", lambda device: 10_000_000)
     given = write(tmp_path, sequences(100, 6, 8))
     message = refused(capsys, RIDGE, *given, "--pool", "kmers", "--kmers", "6", "--name", "a")
-    assert "100 training rows of 5,460 features need 11.2 MB of memory, and 10 MB are" in message
+    assert "100 training rows of 5,460 features need 15.5 MB of memory, and 10 MB are" in message
     assert not [*(tmp_path / "runs").rglob("*.yaml")]
     assert command(RIDGE, *given, "--pool", "kmers", "--kmers", "2", "--name", "a") == 0
 

@@ -22,7 +22,7 @@ from mgen.report import size, warn
 Pool = Literal["flatten", "padded", "mean", "max", "cls", "kmers"]
 
 LETTERS = {"dna": "ACGT", "rna": "ACGT", "protein": "ACDEFGHIKLMNPQRSTVWY"}  # U is read as T
-MOST_WORDS = 2**15
+LONGEST, MOST_WORDS = 20, 2**15
 
 
 def check_settings(task, rows, splits: Sequence[str]) -> list[str]:
@@ -56,8 +56,8 @@ def _check_words(task, rows) -> list[str]:
             f"not those of {name}. Set --backbone, or --pool mean"
         )
     letters = LETTERS[task.tokenizer.modality]
-    if longest < 1:
-        raise InputError(f"--kmers {longest}: expected the letters of the longest word, 1 or more")
+    if not 1 <= longest <= LONGEST:
+        raise InputError(f"--kmers {longest}: expected 1 to {LONGEST} letters of the longest word")
     if (words := num_words(len(letters), longest)) > MOST_WORDS:
         raise InputError(
             f"--kmers {longest}: there are {words:,} words of up to {longest} of {len(letters)} "
@@ -88,9 +88,9 @@ def num_features(task) -> int:
         return task.backbone.width * (1 if pool in POOLS else task.length)
 
     count = sum(map(of, task.cfg.pool))
-    # Single and double precision, a rotation, and three matrices of the solvers.
+    # In single and double precision, two copies, and three matrices of the solvers.
     rows, least = task.num_rows, min(task.num_rows, count)
-    needed = 4 * rows * count + 8 * (2 * rows * count + 3 * least**2)
+    needed = 4 * rows * count + 8 * (3 * rows * count + 3 * least**2)
     if needed > (free := memory(torch.device("cpu"))):
         raise InputError(
             f"{rows:,} training rows of {count:,} features need {size(needed)} of memory, and "
