@@ -23,7 +23,7 @@ from mgen.calibration import Calibration
 from mgen.config import InputError, flag_values, from_yaml, nearest, parse, plain, to_yaml
 from mgen.data.splitting.assigning import used_rows
 from mgen.engine import processes, sharding, trackers, zero
-from mgen.engine.estimate import estimate
+from mgen.engine.estimate import Needs, estimate
 from mgen.engine.processes import Interrupted, Signals
 from mgen.engine.profiling import traced
 from mgen.engine.throughput import speed
@@ -556,13 +556,17 @@ def _check(session: Session) -> int:
 
 
 def _estimate(session: Session) -> int:
-    """Make steps of the run in a folder that is thrown away."""
+    print_table("", needs(session).rows)
+    return 0
+
+
+def needs(session: Session) -> Needs:
+    """What a run will need, from steps of it in a folder that is thrown away."""
     session.weights()
     with tempfile.TemporaryDirectory() as folder:
         task, rows, train = session.task, session.rows, session.cfg.train
         fit = Fit(task, rows, task.lengths, train, Path(folder), zero=session.zero)
-        print_table("", estimate(fit))
-    return 0
+        return estimate(fit)
 
 
 def _dry_run(session: Session) -> int:

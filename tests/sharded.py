@@ -123,7 +123,7 @@ def two(rank: int, folder: Path) -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
             AcceleratorState._reset_state(reset_partial_state=False)
     facts["estimate"] = {
-        row["estimate"]: row["value"] for row in estimate(fit(folder, "dense", folder))
+        row["estimate"]: row["value"] for row in estimate(fit(folder, "dense", folder)).rows
     }
     if rank == 0:
         (folder / "facts.json").write_text(json.dumps(facts))

@@ -7,7 +7,7 @@ import tiny
 import torch
 from tiny import fresh_process  # noqa: F401
 
-from mgen.engine.estimate import Kept, _time, memory
+from mgen.engine.estimate import Kept, duration, memory
 from mgen.report import size
 
 
@@ -59,7 +59,7 @@ def test_sizes_and_times_are_said_in_units_of_their_own():
     assert [size(n) for n in (0, 999, 1000, 2.5e9, 3e12)] == [
         *("0 bytes", "999 bytes", "1 kB", "2.5 GB", "3 TB")
     ]
-    assert [_time(n) for n in (1.234, 90, 7200)] == ["1.23 s", "1.5 min", "2 h"]
+    assert [duration(n) for n in (1.234, 90, 7200)] == ["1.23 s", "1.5 min", "2 h"]
     assert 1e8 < memory(torch.device("cpu")) < 1e14
 
 

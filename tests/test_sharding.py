@@ -203,7 +203,7 @@ def test_an_estimate_of_a_sharded_run_counts_the_piece_of_one_process(folder, al
         return kilobytes(rows, "activations") / int(rows["activations"].split()[-2])
 
     cfg = sharded.settings(folder, "dense", processes=1)
-    whole = {row["estimate"]: row["value"] for row in estimate(tiny.fit(cfg, tmp_path))}
+    whole = {row["estimate"]: row["value"] for row in estimate(tiny.fit(cfg, tmp_path)).rows}
     ours = json.loads((folder / "facts.json").read_text())["estimate"]
     assert ours["parameters"] == whole["parameters"]
     assert kilobytes(ours, "weights") < 0.7 * kilobytes(whole, "weights")  # with whole buffers

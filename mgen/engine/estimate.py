@@ -5,7 +5,7 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,16 @@ from mgen.report import size
 STEPS = 5  # measured, after a first one that is left out
 
 
-def estimate(fit) -> list[dict[str, str]]:
-    """Rows of a table: what is estimated and what came out; makes steps of `fit`, a `Fit`.
+class Needs(NamedTuple):
+    """What a run will need: seconds of all its steps, bytes, and all that is known as a table."""
+
+    seconds: float
+    memory: float
+    rows: list[dict[str, str]]
+
+
+def estimate(fit) -> Needs:
+    """What a run will need; makes steps of `fit`, a `Fit`.
 
     Sizes are those of one process. Activations are what autograd keeps for the backward pass of the
     largest batch seen; what operators need beside is on GPUs in the measured peak only.
@@ -46,7 +54,7 @@ def estimate(fit) -> list[dict[str, str]]:
     fast = speed(sum(found.flops[rest]), sum(seconds), device, half)
     shown = ", ".join(f"{key} {value}" for key, value in fast.items() if key != "peak_memory_gb")
     count = sum(p.numel() for p in parameters)
-    return [
+    rows = [
         {"estimate": "parameters", "value": f"{count:,}, of which {_count(trained):,} train"},
         *({"estimate": part, "value": size(held)} for part, held in sizes.items()),
         {"estimate": "activations", "value": f"{size(most)} for a batch of {at_once:,} tokens"},
@@ -54,9 +62,10 @@ def estimate(fit) -> list[dict[str, str]]:
         {"estimate": "batch that fits", "value": f"{fits:,} tokens at once (--train.batch-tokens)"},
         {"estimate": "step", "value": f"{step:.3g} s, median of {len(seconds)}; {shown}"},
         {"estimate": "speed", "value": f"{rate:,.0f} tokens/s without padding"},
-        {"estimate": "epoch", "value": f"{_time(step * per_epoch)}, {per_epoch:,} steps"},
-        {"estimate": "run", "value": f"{_time(step * fit.total)}, {fit.total:,} steps"},
+        {"estimate": "epoch", "value": f"{duration(step * per_epoch)}, {per_epoch:,} steps"},
+        {"estimate": "run", "value": f"{duration(step * fit.total)}, {fit.total:,} steps"},
     ]  # fmt: skip
+    return Needs(step * fit.total, fixed + most, rows)
 
 
 @dataclass
@@ -151,7 +160,8 @@ def _count(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: 3.2 min."""
     minutes, hours = seconds / 60, seconds / 3600
     if hours >= 1:
         return f"{hours:.3g} h"
