@@ -10,7 +10,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 RECIPES := $(patsubst recipes/%.py,%,$(wildcard recipes/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo list doctor sweep repro results docs examples test golden slow crash-test check format smoke bench bench-gpu \
+.PHONY: help setup demo list doctor sweep leaderboard repro results docs examples test golden slow crash-test check format smoke bench bench-gpu \
 	new-recipe $(RECIPES)
 
 help: ## this list
@@ -39,6 +39,10 @@ doctor: $(READY) ## versions, devices, launcher, caches, what is offline
 sweep: $(READY) ## what is missing of a sweep: make sweep SWEEP=recipes/configs/sweeps/promoters.yaml
 	@test -n '$(SWEEP)' || { echo 'make sweep SWEEP=<a file as in docs/sweeps.md>' >&2; exit 2; }
 	$(BIN)/mgen sweep $(SWEEP) $(ARGS)
+
+leaderboard: $(READY) ## models compared: make leaderboard BOARD=recipes/configs/leaderboard/quick.yaml
+	@test -n '$(BOARD)' || { echo 'make leaderboard BOARD=<a file of recipes/configs/leaderboard>' >&2; exit 2; }
+	$(BIN)/mgen leaderboard $(BOARD) $(ARGS)
 
 repro: $(READY) ## one published experiment: make repro EXP=flip_gb1_two_vs_rest
 	@test -n '$(EXP)' || { $(BIN)/mgen list experiments; \

@@ -7,6 +7,7 @@
     mgen run RECIPE [verb] [flags]  is python recipes/RECIPE.py [verb] [flags]
     mgen export RUN DIR [flags]     a run as a folder that loads anywhere, or on the hub; --help
     mgen sweep FILE [flags]         many runs of a recipe: a grid, random draws, Optuna; --help
+    mgen leaderboard FILE [flags]   tasks x entries x seeds, with honest statistics; --help
     mgen doctor [flags]             versions, devices, launcher, caches; --json, --clear NAME
     mgen repro [EXPERIMENT]         run a published experiment, got against expected; without a
                                     name those that have no result yet, and docs/results.md;
@@ -281,6 +282,7 @@ COMMANDS = {
     "run": run,
     "export": export,
     "sweep": sweep,
+    "leaderboard": leaderboard,
     "doctor": doctor,
     "repro": reproduce,
 }

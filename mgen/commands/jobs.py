@@ -7,6 +7,7 @@ several can share the folder. Sweeps and leaderboards are such folders.
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import shlex
 import signal
@@ -266,6 +267,19 @@ def _environments(jobs: int) -> list[dict[str, str]]:
     given = os.environ.get(CUDA)
     gpus = [*map(str, range(torch.cuda.device_count()))] if given is None else given.split(",")
     return [shared | ({CUDA: gpus[i % len(gpus)]} if gpus else {}) for i in range(jobs)]
+
+
+def valid_score(run: Path, metric: str) -> float | None:
+    """A metric of the validation rows at the best step of a finished run; None without such."""
+    best = read_json(run / "results.json").get("best_step")
+    found = [line for line in logged(run) if line["split"] == "valid" and line["step"] == best]
+    return found[-1][metric] if found else None
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none of a run that only predicts."""
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def share(options: Share, environment: Mapping[str, str]) -> tuple[int, int]:

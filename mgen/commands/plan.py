@@ -163,7 +163,7 @@ def label(trial: int) -> str:
 
 def read(file: Path) -> Plan:
     """The plan of a file. Raises InputError that names the line."""
-    tree, lines = _tree(file)
+    tree, lines = tree_of(file)
 
     def fault(key: str, text: str) -> InputError:
         return InputError(f"{file}:{lines.get(key, 1)}: {text}")
@@ -240,7 +240,7 @@ def _values(given: Any, search: str) -> Values:
     return Values(kind, (low, high))
 
 
-def _tree(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def tree_of(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """A YAML file, every scalar as text, and the line of each of its keys ("vary KEY" below)."""
     import yaml
 

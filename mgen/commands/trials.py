@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mgen import checkpoint
-from mgen.commands.jobs import Jobs, hold
+from mgen.commands.jobs import Jobs, hold, logged, valid_score
 from mgen.commands.plan import Plan, Value, flags, label, texts
 from mgen.config import InputError
 from mgen.report import number as shown
@@ -64,16 +64,12 @@ class Trials(Jobs):
         row |= {"steps": None, "seconds": None, "run": str(run), "error": self.failure(trial)}
         if (run / "results.json").exists():
             results = read_json(run / "results.json")
-            lines = [json.loads(s) for s in (run / "metrics.jsonl").read_text().splitlines()]
-            at_best = [
-                line
-                for line in lines
-                if line["split"] == "valid" and line["step"] == results["best_step"]
-            ]
-            row[score] = at_best[-1][self.plan.metric] if at_best else None
+            row[score] = valid_score(run, self.plan.metric)
             row[test] = results.get("test", {}).get(self.plan.metric)
             row["steps"] = results["steps"]
-            seconds = sum(line["time"]["seconds"] for line in lines if line["split"] == "train")
+            seconds = sum(
+                line["time"]["seconds"] for line in logged(run) if line["split"] == "train"
+            )
             row["seconds"] = round(seconds, 2)
         return row
 
