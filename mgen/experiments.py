@@ -236,7 +236,7 @@ def _reproduce(experiment: Experiment) -> dict[str, Any]:
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     print(f"{experiment.name}: {experiment.summary}", flush=True)
-    start, values = time.perf_counter(), []
+    start, values, runs = time.perf_counter(), [], []
     for seed in range(experiment.seeds):
         name = f"{experiment.name}-{stamp}" + f"-seed{seed}" * (seed > 0)
         flags = [*experiment.words, "--out", "runs/repro", "--name", name]
@@ -246,6 +246,7 @@ def _reproduce(experiment: Experiment) -> dict[str, Any]:
             print(f"mgen: {experiment.name} left with {done.returncode}", file=sys.stderr)
             sys.exit(done.returncode)
         run = Path("runs/repro") / experiment.recipe / name
+        runs.append(run)
         if metric := experiment.target[0]:
             values.append(_measured(run, experiment.method)[metric])
     known = values and None not in values  # null: the metric is not defined there
@@ -256,6 +257,7 @@ def _reproduce(experiment: Experiment) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start),
         "device": device,
         "got": statistics.fmean(values) if known else None,
+        "interval": _interval(runs, experiment) if known else None,
     }
     if experiment.seeds > 1:
         record |= {"each": values, "spread": statistics.stdev(values) if known else None}
@@ -271,6 +273,23 @@ def _measured(run: Path, method: str) -> dict[str, float]:
     file = next(iter(run.glob("predictions/*.metrics.json")))
     methods = next(iter(json.loads(file.read_text()).values()))
     return methods[method or next(iter(methods))]
+
+
+def _interval(runs: Sequence[Path], experiment: Experiment) -> list[float] | None:
+    """The 95 % interval over resampled test rows of the mean over seeds; None without labels.
+
+    Also of metrics that cannot be resampled by weights.
+    """
+    from mgen.leaderboards.tested import average, tested  # loads torch
+
+    if not all(any(run.glob("predictions/*.scored.safetensors")) for run in runs):
+        return None
+    asked = {"metric": experiment.target[0], "seed_text": experiment.name, "by": experiment.method}
+    try:
+        _, low, high = average([tested(run, **asked) for run in runs])
+    except (KeyError, ValueError):
+        return None
+    return [low, high]
 
 
 def _newest_record(experiment: Experiment) -> dict[str, Any] | None:
@@ -302,6 +321,9 @@ def _result(experiment: Experiment, record: dict[str, Any] | None) -> dict[str, 
         "metric": metric,
         "expected": wanted,
         "got": _got(record or {}),
+        "interval": "[{:.3f}, {:.3f}]".format(*ends)
+        if (ends := (record or {}).get("interval"))
+        else "",
         **{key: (record or {}).get(key) for key in ("seconds", "device")},
         "verdict": verdict,
         "origin": experiment.source,
@@ -327,13 +349,14 @@ def _results_page(rows: list[dict[str, Any]], elsewhere: int) -> str:
         "",
         f"{elsewhere} more need weights or data of the hub: [experiments](experiments.md).",
         "",
-        "| experiment | command | metric | expected | origin | got | verdict | seconds | device |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| experiment | command | metric | expected | origin | got | interval | verdict | seconds "
+        "| device |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         texts = {key: number(value) for key, value in row.items()}
         command = f"`make repro EXP={row['experiment']}`"
-        keys = ("metric", "expected", "origin", "got", "verdict", "seconds", "device")
+        keys = ("metric", "expected", "origin", "got", "interval", "verdict", "seconds", "device")
         cells = [row["experiment"], command, *(texts[key] for key in keys)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

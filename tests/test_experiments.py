@@ -240,7 +240,7 @@ def test_a_recipe_that_measures_nothing_is_said_to_have_run(repository, capsys):
     file.write_text(file.read_text().replace("# seconds: 1", "# seconds: unknown"))
     (repository / "recipes" / "fake.py").write_text(RECIPE.replace("results.json", "other.json"))
     assert repro("one") == 0
-    assert re.search(r"one +- +- +- +\d+ +cpu, 2 threads +ran ", capsys.readouterr().out)
+    assert re.search(r"one +- +- +- +- +\d+ +cpu, 2 threads +ran ", capsys.readouterr().out)
     assert experiments.experiments()["one"].seconds is None
 
 
@@ -262,7 +262,7 @@ def test_absent_data_is_an_error_for_a_named_experiment_and_skipped_otherwise(re
     assert "two: skipped" in captured.err
     assert re.search(r"two .*skipped", captured.out)
     assert (
-        "| two | `make repro EXP=two` | spearman | - | b and c | - | skipped |"
+        "| two | `make repro EXP=two` | spearman | - | b and c | - | - | skipped |"
         in (repository / "docs" / "results.md").read_text()
     )
 

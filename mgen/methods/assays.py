@@ -146,14 +146,17 @@ def compare(file: Path, assay: Assay, order: np.ndarray, methods: dict[str, np.n
 def keep(file: Path, assay: Assay, order: np.ndarray, methods: dict[str, np.ndarray]) -> None:
     """Keep the scores of the first method and the first label of the variants that have both.
 
-    Labels (m, 2): the number, and the 0/1 one of it.
+    Labels (m, 2): the number, and the 0/1 one of it. Methods that score all these are kept as well.
     """
     scores, truth = next(iter(methods.values())), next(iter(assay.labels.values()))[order]
     used = np.isfinite(scores) & np.isfinite(truth)
     bins = above_median(truth[used]) if assay.bins is None else assay.bins[order][used]
     labels = np.stack([truth[used], bins], axis=1)
     found = map(torch.from_numpy, (scores[used], labels, order[used]))
-    write_scored(file, "variants", *found, {})
+    others = {
+        n: torch.from_numpy(v[used]) for n, v in methods.items() if np.isfinite(v[used]).all()
+    }
+    write_scored(file, "variants", *found, others)
 
 
 def proteingym(
