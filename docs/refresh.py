@@ -32,6 +32,23 @@ vary:
   adapter: [mean_pool_mlp, conv]
   train.lr: [1e-3, 1e-2]
 """
+BOARD = """title: Two heads
+seeds: 2
+flags: --train.epochs 3 --train.workers 0       # of every run that a task's own recipe trains
+tasks: [promoters_tiny, peptides_tiny]
+entries:
+  mean:
+    flags: --adapter mean_pool_mlp
+    by: {dna: --backbone aido_dna_debug, protein: --backbone aido_protein_debug}
+  maximum:
+    flags: --adapter max_pool_mlp
+    by: {dna: --backbone aido_dna_debug, protein: --backbone aido_protein_debug}
+"""
+TABLE = """DMS_id,one,two
+BLAT_ECOLX_Stiffler_2015,0.71,0.68
+DLG4_RAT_McLaughlin_2012,0.52,0.55
+PABP_YEAST_Melamed_2013,0.66,
+"""
 
 
 def pages() -> list[Path]:
@@ -55,10 +72,9 @@ def argv(command: str) -> list[str]:
         flags = [flag for word in words[1:] for flag in shlex.split(word.removeprefix("ARGS="))]
         return [sys.executable, str(ROOT / "recipes" / f"{words[0]}.py"), *flags]
     if program == "mgen":
-        return [sys.executable, "-m", "mgen", *words]
+        return [sys.executable, "-m", "mgen", *_located(words)]
     if program == "accelerate":
-        local = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
-        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *local]
+        return [sys.executable, "-m", "accelerate.commands.accelerate_cli", *_located(words)]
     if program == "python":
         local = [
             str(ROOT / w) if w.startswith("recipes/") and w.endswith("py") else w for w in words
@@ -105,6 +121,8 @@ def write_examples(folder: Path) -> None:
     (folder / "new.vcf").write_text("##fileformat=VCFv4.2\n" + "\n".join(records) + "\n")
     (folder / "unfreeze.yaml").write_text(UNFREEZE)
     (folder / "sweep.yaml").write_text(SWEEP)
+    (folder / "board.yaml").write_text(BOARD)
+    (folder / "table.csv").write_text(TABLE)
 
 
 def refresh(page: Path) -> None:
@@ -133,8 +151,13 @@ def _output(block: str, folder: str) -> str:
     return "\n".join(printed).strip("\n") + "\n"
 
 
+def _located(words: list[str]) -> list[str]:
+    """Files of recipes/ from any folder."""
+    return [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
+
+
 def _by_hand(page: Path) -> bool:
-    return page.name != "results.md"
+    return page.name != "results.md" and page.parent.name != "boards"
 
 
 def _bundled(name: str) -> list[list[str]]:

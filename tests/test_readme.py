@@ -148,6 +148,10 @@ def test_mgen_commands_name_what_exists(command, folder, monkeypatch, capsys):
     elif verb == "sweep" and words:
         cli.COMMANDS[verb]([*words, "--dry-run"])
         assert "trials in runs/sweeps/" in capsys.readouterr().out
+    elif verb == "leaderboard" and words:
+        _, _, _, *argv = refresh.argv(command)
+        cli.COMMANDS[verb](argv if "--aggregate" in argv else [*argv, "--dry-run"])
+        assert capsys.readouterr().out
     elif verb == "run":
         assert words[0] in cli._recipes()
     elif verb == "repro":
