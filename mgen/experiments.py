@@ -116,10 +116,8 @@ class Experiment:
     @functools.cached_property
     def names(self) -> dict[str, str]:
         """The names of the data set and, unless their weights are random, of the backbones."""
-        import yaml
-
         found = {}
-        for key, value in (yaml.safe_load(self.file.read_text()) or {}).items():
+        for key, value in _settings(self.file.read_text()).items():
             options = value if isinstance(value, dict) else {"name": value}
             is_used = key == "data" or (
                 key.startswith("backbone") and not options.get("random_weights")
@@ -198,6 +196,13 @@ def experiments() -> dict[str, Experiment]:
                 raise InputError(f"{file}: '{experiment.name}' is in {other.file} too; rename one")
             found[experiment.name] = experiment
     return found
+
+
+@functools.cache
+def _settings(text: str) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(text) or {}
 
 
 def _of_file(file: Path) -> list[Experiment]:

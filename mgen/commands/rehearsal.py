@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mgen.apply import task_of
 from mgen.commands.stand_ins import SMALL, places, small_network, write_rows
 from mgen.config import InputError, parse, unknown
@@ -24,6 +26,7 @@ from mgen.report import print_table
 from mgen.train import Launch, run
 from mgen.tuning import read
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 STEPS = 2
 ALL = 1000  # rows at once: more than there are
 COUNTS = r"^parameters: ([\d,]+?)(?:, of which ([\d,]+) train)?$"  # as every recipe says them
@@ -35,12 +38,15 @@ def rehearse(words: Sequence[str]) -> None:
     for word in words:
         if word not in known:
             raise InputError(unknown("experiment", word, known))
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    os.environ |= OFFLINE | {"OMP_NUM_THREADS": "1"}  # networks so small wait for more threads
+    torch.set_num_threads(1)
     rows, failed = [], 0
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
         for experiment in [known[word] for word in words] or known.values():
             start = time.perf_counter()
             code, said = rehearsed(experiment, Path(folder))
+            if code > 128:  # a signal, which is for all of them
+                sys.exit(code)
             counts = re.search(COUNTS, said, re.MULTILINE)
             row = {
                 "experiment": experiment.name,
@@ -54,7 +60,7 @@ def rehearse(words: Sequence[str]) -> None:
             print(f"{row['experiment']}: {row['result']} in {row['seconds']} s", flush=True)
             if code:
                 failed += 1
-                print(said, file=sys.stderr)
+                print(f"{experiment.file}:\n{said}", file=sys.stderr)
     print_table("", rows)
     print(f"{len(rows) - failed} of {len(rows)} experiments passed")
     sys.exit(1 if failed else 0)
@@ -100,7 +106,7 @@ def small_flags(cfg: Any, trains: bool) -> list[str]:
     """
     flags = ["--train.workers", "0"]
     if cfg.train.precision == "fp16":  # which no CPU has
-        flags += ["--train.precision", "bf16"]
+        flags += ["--train.precision", "no"]
     if not (trains and cfg.train.epochs):
         return flags
     steps = STEPS + (max(read(cfg.train.unfreeze)) if cfg.train.unfreeze else 0)
