@@ -10,7 +10,8 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 RECIPES := $(patsubst recipes/%.py,%,$(wildcard recipes/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo list doctor sweep leaderboard repro results docs examples test golden slow crash-test check format smoke bench bench-gpu \
+.PHONY: help setup demo list doctor sweep leaderboard repro repro-check results docs examples test golden \
+	slow crash-test check format smoke bench bench-gpu \
 	new-recipe $(RECIPES)
 
 help: ## this list
@@ -48,6 +49,9 @@ repro: $(READY) ## one published experiment: make repro EXP=flip_gb1_two_vs_rest
 	@test -n '$(EXP)' || { $(BIN)/mgen list experiments; \
 	    echo 'make repro EXP=<one of these names>' >&2; exit 2; }
 	$(BIN)/mgen repro $(EXP)
+
+repro-check: $(READY) ## two steps of every published experiment, in small and offline
+	$(BIN)/mgen repro --check $(EXP)
 
 results: $(READY) ## published experiments without a result, then docs/results.md
 	$(BIN)/mgen repro

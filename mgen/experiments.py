@@ -135,9 +135,9 @@ class Experiment:
 
     @property
     def modality(self) -> str:
-        """Of its data set or, where that has no name, of its backbone."""
+        """Of its backbone or, if the weights are random or nobody's, of its data set."""
         names = self.names
-        entry = DATA.get(names.get("data", "")) or BACKBONES.get(names.get("backbone", ""))
+        entry = BACKBONES.get(names.get("backbone", "")) or DATA.get(names.get("data", ""))
         return entry.modality if entry else ""
 
     @property

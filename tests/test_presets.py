@@ -9,10 +9,12 @@ checkpoint is best / after how many worse ones training stops; data set.
 """
 
 import functools
+import re
 
 import pytest
 from conftest import ROOT
 
+from mgen import cli
 from mgen.apply import task_of
 from mgen.config import parse
 from mgen.experiments import experiments
@@ -125,6 +127,14 @@ def test_every_published_experiment_of_sequences_has_settings():
     listed = {line.split()[0] for line in LINES} | set(PREDICTED)
     listed |= {f"aido_rna_secondary_structure_{family}" for family in FAMILIES}
     assert {name for name in experiments() if name.startswith("aido_")} == listed
+
+
+def test_the_page_shows_the_list_as_it_is(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MGEN_SHARED", str(tmp_path))  # nothing of the hub is here
+    cli.list_names(["experiments", "aido"])
+    assert f"```text\n{capsys.readouterr().out.rstrip()}\n```" in re.sub(
+        r"\n+```", "\n```", (ROOT / "docs" / "experiments.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.split()[0])

@@ -155,7 +155,7 @@ def test_mgen_commands_name_what_exists(command, folder, monkeypatch, capsys):
     elif verb == "run":
         assert words[0] in cli._recipes()
     elif verb == "repro":
-        assert set(words) <= {*experiments.experiments()}
+        assert set(words) <= {*experiments.experiments(), "--check"}
 
 
 @pytest.mark.parametrize("page", sorted({name for name, _ in blocks("python")}))

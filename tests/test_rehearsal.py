@@ -22,8 +22,14 @@ from mgen.models.fm4bio import Layer
 from mgen.train import Launch
 
 KNOWN = experiments()
-# Experts, rsLoRA and clipping by value; one label in several columns; no training at all.
-FEW = ("aido_protein_contacts", "aido_rna_modification_site", "aido_dna_clinvar_ratio")
+# Experts, rsLoRA and clipping by value; several labels; a genome; alignments; no training at all.
+FEW = (
+    "aido_protein_contacts",
+    "aido_rna_modification_site",
+    "aido_dna_clinvar_ratio",
+    "aido_rag_dms_substitutions",
+    "aido_protein_structure_tokens_cameo",
+)
 SIZES = {
     "hidden_size",
     "num_hidden_layers",
