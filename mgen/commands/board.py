@@ -39,8 +39,9 @@ RIDGE, LOGISTIC = "ridge_regression", "logistic_regression"
 CONSTANT, RANDOM = "mean or majority", "random weights"
 LINEAR, WORDS, CNN, BLOSUM = "one-hot linear", "k-mer linear", "one-hot CNN", "BLOSUM62"
 # Entries that are on every board whose tasks they can do: by the task's recipe, their own recipe
-# ("": the task's) and flags. {onehot} and {k} depend on the molecule.
-ONE_HOT = "--backbone {onehot} --backbone.unknown token"
+# ("": the task's) and flags. {onehot} and {k} depend on the molecule. Rows are read to their 512th
+# letter, which the board says where some are longer: one weight per position has to end somewhere.
+ONE_HOT = "--backbone {onehot} --backbone.unknown token --backbone.truncate right"
 REFERENCES = {
     "sequence_regression": {
         LINEAR: (RIDGE, f"{ONE_HOT} --pool padded"),

@@ -16,7 +16,7 @@ from mgen.data.sources.places import SHARED_PREFIX, local_file
 from mgen.data.zoo import ZOO as DATA
 from mgen.io.remote import is_remote
 from mgen.report import console
-from mgen.train import Session
+from mgen.train import REPORTED, Session
 
 VARIANT_METRICS = dict.fromkeys(("spearman", "ndcg", "auroc", "auprc", "mcc", "top_recall"), "max")
 
@@ -30,6 +30,7 @@ class Checked:
     absent: dict[str, str] = field(default_factory=dict)  # why a task cannot run, by its name
     sessions: dict[str, Session] = field(default_factory=dict)  # one of each task
     notes: list[str] = field(default_factory=list)
+    said: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # of rows: task, note, who
     # What makes a session of a task and an entry.
     fresh: dict[tuple[str, str], Callable[[], Session]] = field(default_factory=dict)
 
@@ -145,6 +146,9 @@ def _asked(checked: Checked, task: BoardTask, entry: BoardEntry, known_: dict) -
             console.quiet = False
         known_[key] = session
     session = known_[key]
+    for note in session.notes:
+        if not any(word in note for word in REPORTED):
+            checked.said.setdefault(task.name, {}).setdefault(note, []).append(entry.name)
     checked.fresh[task.name, entry.name] = partial(
         Session, task_type, cfg, launch, recipe, session.verb, None
     )

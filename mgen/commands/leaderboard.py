@@ -16,7 +16,7 @@ from mgen.commands.board import read
 from mgen.commands.cells import Cells
 from mgen.commands.entering import Checked, check
 from mgen.commands.jobs import Share, share, work
-from mgen.commands.outcome import compare, write
+from mgen.commands.outcome import compare, publish, write
 from mgen.config import InputError
 from mgen.engine.estimate import duration
 from mgen.engine.processes import Signals
@@ -34,6 +34,7 @@ class Options(Share):
     file: Annotated[Path, tyro.conf.Positional]
     aggregate: str = ""  # average that table by a protocol: mean, proteingym_zero_shot, flip, ...
     lower_is_better: bool = False  # there
+    publish: str = ""  # folder that gets NAME.md, NAME.html and NAME.png of the board besides
     estimate: bool = False  # say what time and memory the missing runs need, then stop
 
 
@@ -50,6 +51,8 @@ def leaderboard(words: Sequence[str]) -> None:
             warn(note)
         print_table(f"{options.file}, {options.aggregate}", rows)
         return
+    if options.publish and not Path(options.publish).is_dir():
+        raise InputError(f"--publish {options.publish}: no such folder")
     index, of = share(options, os.environ)
     checked = check(read(options.file))
     for note in checked.notes:
@@ -74,6 +77,8 @@ def leaderboard(words: Sequence[str]) -> None:
     with cells.alone():
         results = compare(checked, cells, command)
         write(checked.board.folder, results)
+        if options.publish:
+            publish(checked.board.folder, Path(options.publish))
     sys.exit(1 if any(cells.failure(n) for n in cells.known() if cells.is_ours(n)) else 0)
 
 
@@ -132,7 +137,8 @@ def _needed(session: Session) -> tuple[float | None, float | None, str]:
     try:
         console.quiet = True
         session.read(("train", "valid", "test"))
-        session.join()
+        session.join()  # which lets the first process talk
+        console.quiet = True
         found = needs(session)
     except InputError as error:
         return None, None, str(error)

@@ -135,9 +135,18 @@ def _task(
         "group": task.group,
         "assay": task.facts.get("DMS_id", ""),
         "what": task.what,
-        "warnings": [] if task.name in checked.absent else _leaks(checked, task),
+        "warnings": [] if task.name in checked.absent else _warnings(checked, task),
         "absent": checked.absent.get(task.name, ""),
     }
+
+
+def _warnings(checked: Checked, task: BoardTask) -> list[dict[str, str]]:
+    """What the data checker finds, and what reading the rows for some entries had to say."""
+    said = [
+        {"level": "note", "text": f"{note} ({', '.join(names)})", "advice": ""}
+        for note, names in checked.said.get(task.name, {}).items()
+    ]
+    return _leaks(checked, task) + said
 
 
 def _leaks(checked: Checked, task: BoardTask) -> list[dict[str, str]]:
@@ -245,6 +254,17 @@ def write(folder: Path, results: dict[str, Any]) -> None:
     _print(results)
     console.print("files:", *(f"  {folder / name}" for name in files), sep="\n")
     console.print(f"  {folder / 'figures'}: {len(drawn)} figures")
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Copy the pages of a board under its name, the Markdown with the figure of its scores."""
+    name = folder.name
+    title, _, text = (folder / "board.md").read_text().partition("\n")
+    checkpoint.write_text(target / f"{name}.md", f"{title}\n\n![scores]({name}.png)\n{text}")
+    for source, ending in (("board.html", "html"), ("figures/scores.png", "png")):
+        with checkpoint.whole(target / f"{name}.{ending}") as unfinished:
+            unfinished.write_bytes((folder / source).read_bytes())
+    console.print(f"  {target / name}.md, .html, .png")
 
 
 def submissions(folder: Path, results: dict[str, Any]) -> list[Path]:
