@@ -33,13 +33,17 @@ class InputError(ValueError):
     """Wrong input: says what was seen, where, and what to do; commands leave with exit code 2."""
 
 
+class Absent(InputError):
+    """What is asked for is not on this machine, and not to be had from the network now."""
+
+
 @contextmanager
 def flags_of(name: str) -> Iterator[None]:
     """Errors inside name the flags of the backbone in the field `name` of the settings."""
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace("--backbone.", f"--{name}.")) from None
+        raise type(error)(str(error).replace("--backbone.", f"--{name}.")) from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mgen.backbones.zoo import ZOO, find
-from mgen.config import NOT_SAVED, Choice, InputError, Registry, nearest
+from mgen.config import NOT_SAVED, Absent, Choice, InputError, Registry, nearest
 
 if TYPE_CHECKING:
     from mgen.backbones.sequence import SequenceBackbone
@@ -222,7 +222,7 @@ class Backbone(Choice):
         if self.is_random and entry and not self.folder:
             if facts := entry.config_json():
                 return facts
-            raise InputError(
+            raise Absent(
                 f"{self.name}: its sizes are not known without its config.json, so random weights "
                 "need a copy of that file; give the folder that holds it as the name"
             )

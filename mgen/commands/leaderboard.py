@@ -57,8 +57,6 @@ def leaderboard(words: Sequence[str]) -> None:
     checked = check(read(options.file))
     for note in checked.notes:
         warn(note)
-    for name, reason in checked.absent.items():
-        warn(f"task {name} does not run: {reason}")
     if options.dry_run:
         _list(checked)
         return

@@ -49,6 +49,11 @@ def compare(checked: Checked, cells: Cells, command: str) -> dict[str, Any]:
             pairs += more
         summary += [_published(task, cell.entry, cell) for cell in own if cell.entry == CEILING]
         summary += [
+            _published(task, entry, None) | {"missing": reason}
+            for (name, entry), reason in checked.unavailable.items()
+            if name == task.name
+        ]
+        summary += [
             _published(task, name, None) | {"value": value, "source": source}
             for name, (value, source) in task.published.items()
         ]

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mgen.config import InputError
+from mgen.config import Absent, InputError
 from mgen.io.files import cache_folder, kept
 
 PACKAGES = {  # by protocol, where fsspec alone does not do
@@ -122,7 +122,7 @@ def _problem(url: str, error: Exception) -> InputError:
         return InputError(f"{url}: needs a login ({said}): {login}")
     if isinstance(cause, FileNotFoundError) or re.search(r"\b404\b", words) or "not found" in words:
         return InputError(f"{url}: no such file ({said}). Check the address")
-    return InputError(
+    return Absent(
         f"{url}: cannot be reached ({said}). Check the connection, or fetch it elsewhere and give "
         "--data.path the file"
     )

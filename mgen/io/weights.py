@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mgen.config import InputError
+from mgen.config import Absent, InputError
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -220,7 +220,7 @@ def _download(repository: str, revision: str, patterns: list[str]) -> str:
         return snapshot_download(repository, revision=revision, allow_patterns=patterns)
     except (OSError, HFValidationError, IncompleteSnapshotError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(
+        raise Absent(
             f"{repository} (revision {revision}) cannot be read from the Hugging Face hub: "
             f"{reason} Without a network, download it elsewhere, copy the folder (config.json and "
             "weights) here and give its path as the name; or use random weights "

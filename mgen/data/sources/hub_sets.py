@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mgen.config import InputError, nearest
+from mgen.config import Absent, InputError, nearest
 from mgen.data.sources.arrow import write_batches
 from mgen.data.sources.places import local_file, neighbour
 from mgen.data.table import Table
@@ -44,7 +44,7 @@ def hub_splits(table: Table, path: str) -> tuple[list[Split], list[str]]:
     except InputError:
         raise
     except Exception as error:  # of datasets, the hub's client or what either builds on
-        raise InputError(_problem(table, path, error)) from error
+        raise _problem(table, path, error) from error
     return [(name, rows, rows._fingerprint) for name, rows in found.items()], []
 
 
@@ -76,43 +76,44 @@ def _write_first(target: Path, table: Table, path: str, rows: Any) -> None:
                 num_rows += len(block)
                 yield from block.combine_chunks().to_batches()
         except Exception as error:  # as in `hub_splits`
-            raise InputError(_problem(table, path, error)) from error
+            raise _problem(table, path, error) from error
         if not num_rows:
             raise InputError(f"{path}: it has no rows")
 
     write_batches(target, batches())
 
 
-def _problem(table: Table, path: str, error: Exception) -> str:
+def _problem(table: Table, path: str, error: Exception) -> InputError:
     """What to say of an error of the hub, and what to do about it."""
     said = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
     words = said.lower()
     if "gated" in words or "authenticated" in words or re.search(r"\b401\b", words):
-        return (
+        return InputError(
             f"{path}: a data set of the Hugging Face hub that needs a login ({said}). Accept its "
             f"terms at https://huggingface.co/datasets/{path}, then run 'hf auth login'"
         )
     if "script" in words or "trust_remote_code" in words:
-        return (
+        return InputError(
             f"{path}: the data set comes as a program, which is not run ({said}). Try the hub's "
             "own conversion, --data.revision refs/convert/parquet"
         )
     if listed := re.search(r"(?:available configs|Available): \[(.*?)\]", said):
         missing = f"no subset '{table.subset}'" if table.subset else "it has several subsets"
         names = re.findall(r"'([^']*)'", listed[1])
-        return (
+        return InputError(
             f"{path}: {missing}; subsets are {', '.join(names)}."
             f"{nearest(table.subset, names)} Set --data.subset."
         )
     near = neighbour(local_file(path))
     if isinstance(error, ConnectionError) or "offline" in words or "connect" in words:
-        return (
+        return Absent(
             f"{path}: no such file, and not to be had as a data set of the Hugging Face hub, which "
             f"cannot be reached ({said}).{near} If it is one, {HERE.format(path, path)}"
         )
     if "revision" in words:
-        return f"{path}: no revision '{table.revision}' ({said}). Set --data.revision"
-    return (
+        said = f"no revision '{table.revision}' ({said})"
+        return InputError(f"{path}: {said}. Set --data.revision")
+    return InputError(
         f"{path}: no such file, and not to be had as a data set of the Hugging Face hub ({said})."
         f"{near} Check the name and --data.revision; a private one needs 'hf auth login'; or "
         f"{HERE.format(path, path)}"
