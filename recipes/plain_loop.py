@@ -64,6 +64,8 @@ def steps(cfg: Config) -> Iterator[tuple[nn.ModuleDict, float]]:
         loss = ((predicted - labels) ** 2).sum() / labels.numel()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, train.clip)
+        if train.clip_value:
+            nn.utils.clip_grad_value_(trained, train.clip_value)
         optimiser.param_groups[0]["lr"] = train.lr * lr_factor(step, len(order), train)
         optimiser.step()
         optimiser.zero_grad()

@@ -22,7 +22,6 @@ from mgen.apply import task_of
 from mgen.commands.stand_ins import SMALL, places, small_network, write_rows
 from mgen.config import InputError, parse, unknown
 from mgen.experiments import RECIPES, ROOT, Experiment, experiments
-from mgen.report import print_table
 from mgen.train import Launch, run
 from mgen.tuning import read
 
@@ -40,29 +39,24 @@ def rehearse(words: Sequence[str]) -> None:
             raise InputError(unknown("experiment", word, known))
     os.environ |= OFFLINE | {"OMP_NUM_THREADS": "1"}  # networks so small wait for more threads
     torch.set_num_threads(1)
-    rows, failed = [], 0
+    chosen = [known[word] for word in words] or [*known.values()]
+    width, failed = max(len(experiment.name) for experiment in chosen), 0
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
-        for experiment in [known[word] for word in words] or known.values():
+        for experiment in chosen:
             start = time.perf_counter()
             code, said = rehearsed(experiment, Path(folder))
             if code > 128:  # a signal, which is for all of them
                 sys.exit(code)
             counts = re.search(COUNTS, said, re.MULTILINE)
-            row = {
-                "experiment": experiment.name,
-                "recipe": experiment.recipe,
-                "parameters": counts[1] if counts else None,
-                "train": counts[2] if counts else None,
-                "seconds": f"{time.perf_counter() - start:.1f}",
-                "result": "ok" if not code else f"failed with {code}",
-            }
-            rows.append(row)
-            print(f"{row['experiment']}: {row['result']} in {row['seconds']} s", flush=True)
+            whole, trained = counts.groups("0") if counts else ("?", "?")
+            sizes = f"{whole:>9} parameters, {trained:>9} train"
+            result = f"failed with {code}" if code else "ok"
+            seconds = f"{time.perf_counter() - start:5.1f} s"
+            print(f"{experiment.name:{width}}  {sizes}  {seconds}  {result}", flush=True)
             if code:
                 failed += 1
-                print(f"{experiment.file}:\n{said}", file=sys.stderr)
-    print_table("", rows)
-    print(f"{len(rows) - failed} of {len(rows)} experiments passed")
+                print(f"{experiment.file}:\n{said}", file=sys.stderr, flush=True)
+    print(f"{len(chosen) - failed} of {len(chosen)} experiments passed")
     sys.exit(1 if failed else 0)
 
 
