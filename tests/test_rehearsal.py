@@ -133,7 +133,7 @@ def test_made_up_rows_have_the_published_layout(tmp_path):
             task, config = task_of(ROOT / "recipes" / f"{KNOWN[name].recipe}.py")
             cfg, _ = parse(config(), Launch(), KNOWN[name].words, name)
             small_network(ZOO[cfg.backbone.name], tmp_path, 1)
-            assert write_rows(cfg, KNOWN[name].recipe) == []
+            write_rows(cfg, KNOWN[name].recipe)
     data = tmp_path / "shared" / "data"
     hub = data / "genbio-ai" / "ssp_q3_rag"
     assert sorted(file.name for file in hub.iterdir()) == ["test.parquet", "train.parquet"]
@@ -148,6 +148,14 @@ def test_made_up_rows_have_the_published_layout(tmp_path):
     folds = [line.split("\t")[header.split("\t").index("fold_id")] for line in lines]
     assert set(folds) == set("01234")
     assert (assays / "0.a3m").is_file() and (assays / "0.npy").is_file()
+
+
+def test_files_that_only_one_machine_has_are_refused_and_never_written(folder, monkeypatch):
+    changed = experiment(folder, FEW[2], lambda s: s.update(genome=str(folder / "hg38.fa")))
+    assert "settings for everyone name files of the hub" in failure(changed, folder)
+    changed = experiment(folder, FEW[1], lambda s: s.update(data={"path": f"{folder}/rows.tsv"}))
+    assert "settings for everyone name files of the hub" in failure(changed, folder)
+    assert not list(folder.glob("hg38*")) and not list(folder.glob("*.tsv"))
 
 
 def test_places_are_as_before_afterwards(tmp_path, monkeypatch):

@@ -71,9 +71,9 @@ def rehearsed(experiment: Experiment, folder: Path) -> tuple[int, str]:
             for entry in [zoo[choice.name] for choice in chosen if choice.name in zoo]:
                 if entry.hub:
                     small_network(entry, folder / "networks", named_layers(cfg.train.unfreeze))
-            flags = [*small_flags(cfg, task.trains), *write_rows(cfg, experiment.recipe)]
-            flags += ["--out", str(folder / "runs"), "--name", experiment.name]
-            run(task, config, [*experiment.words, *flags])
+            write_rows(cfg, experiment.recipe)
+            flags = ["--out", str(folder / "runs"), "--name", experiment.name]
+            run(task, config, [*experiment.words, *small_flags(cfg, task.trains), *flags])
         except InputError as error:
             print(f"error {error}")
             return 2, said.getvalue()

@@ -22,7 +22,13 @@ import numpy as np
 from mgen.backbones import backbone
 from mgen.backbones.zoo import ZOO, Entry
 from mgen.config import InputError
-from mgen.data.sources.places import HUB_PREFIX, SHARED_PREFIX, local_file, shared_folder
+from mgen.data.sources.places import (
+    BUNDLED_PREFIX,
+    HUB_PREFIX,
+    SHARED_PREFIX,
+    local_file,
+    shared_folder,
+)
 from mgen.data.table import Table
 
 SMALL = {"width": 64, "layers": 2, "heads": 4, "ffn": 128}
@@ -76,26 +82,34 @@ def small_network(entry: Entry, folder: Path, layers: int) -> None:
     ZOO[entry.name] = replace(small, hub=str(place))
 
 
-def write_rows(cfg: Any, recipe: str) -> list[str]:
-    """Write the table that the settings of a recipe name; returns flags for what lies beside it."""
+def write_rows(cfg: Any, recipe: str) -> None:
+    """Write the table that the settings of a recipe name, and the files that it needs."""
     table, modality = cfg.data, cfg.backbone.tokenizer().modality
-    maker, flags = _Maker(cfg, recipe, random.Random(0), modality), []
+    maker = _Maker(cfg, recipe, random.Random(0), modality)
     if found := re.fullmatch(r"(.+\.\w+)(?::(.+))?", table.wild_type):  # a file, a record of it
-        _write_text(local_file(found[1]), f">{found[2] or 'wild_type'}\n{maker.wild_type}\n")
-    if "genome" in vars(cfg) and cfg.genome:
-        genome = shared_folder() / "genome.fa"
-        _write_text(genome, f">{CONTIG}\n{maker.contig}\n")
-        flags = ["--genome", str(genome)]
+        _write_text(_place(found[1]), f">{found[2] or 'wild_type'}\n{maker.wild_type}\n")
+    if name := maker.options.get("genome"):
+        _write_text(_place(name), f">{CONTIG}\n{maker.contig}\n")
     for file, marks in _files(table).items():
         _write(file, [maker.row(i, mark, file) for i, mark in enumerate(marks)])
-    return flags
+
+
+def _place(path: str) -> Path:
+    """Where a file of the hub or of $MGEN_SHARED is written. Raises InputError for any other."""
+    if path.startswith(HUB_PREFIX):
+        return shared_folder() / path.removeprefix(HUB_PREFIX)
+    if path.startswith(SHARED_PREFIX):
+        return local_file(path)
+    raise InputError(f"{path}: settings for everyone name files of the hub ({HUB_PREFIX}...)")
 
 
 def _files(table: Table) -> dict[Path, list[Row]]:
     """The files that a table's path means, and of each row what says which split it is in."""
     parts = [s.split("+") for s in (table.train_split, table.valid_split, table.test_split) if s]
     counts = {name: max(2, ROWS // len(names)) for names in parts for name in names}
-    path, folder = table.path.replace("{subset}", table.subset), shared_folder()
+    path = table.path.replace("{subset}", table.subset)
+    if path.startswith(BUNDLED_PREFIX):
+        return {}
     if table.split_col:
         marks = {"": [{table.split_col: name} for name, n in counts.items() for _ in range(n)]}
     elif table.folds:
@@ -104,19 +118,14 @@ def _files(table: Table) -> dict[Path, list[Row]]:
         marks = {table.train_split: folds}
     else:
         marks = {name: [{} for _ in range(n)] for name, n in counts.items()}
-    if path.startswith(HUB_PREFIX):
-        folder, path = folder / path.removeprefix(HUB_PREFIX), ""
-    elif path.startswith(SHARED_PREFIX):
-        folder, path = local_file(path), ""
-    if path and path.count("/") == 1 and ":" not in path:  # a data set of the hub
-        place = folder / path / table.subset
-        return {place / f"{name}.parquet": rows for name, rows in marks.items()}
-    if "*" in folder.name:
-        named = {name.replace("*", "1"): rows for name, rows in marks.items()}
-        return {
-            folder.with_name(folder.name.replace("*", name)): rows for name, rows in named.items()
-        }
-    return {} if path else {folder: [row for rows in marks.values() for row in rows]}
+    if path.count("/") == 1 and ":" not in path:  # a data set of the hub
+        folder = shared_folder() / path / table.subset
+        return {folder / f"{name}.parquet": rows for name, rows in marks.items()}
+    file = _place(path)
+    if "*" not in file.name:
+        return {file: [row for rows in marks.values() for row in rows]}
+    named = {name.replace("*", "1"): rows for name, rows in marks.items()}
+    return {file.with_name(file.name.replace("*", name)): rows for name, rows in named.items()}
 
 
 class _Maker:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from mgen.config import InputError, nearest
-from mgen.data.sources.places import local_file
+from mgen.data.sources.places import hub_copy, local_file
 from mgen.data.targets.labels import Problem, place
 from mgen.io.genome import COMPLEMENT, genome
 from mgen.io.tables import is_table, read
@@ -382,12 +382,15 @@ def source_of(cfg: Any, rows: Rows, nucleotides: bool) -> Source:
     Raises InputError where the table has none of the columns for it.
     """
     wild_type = read_wild_type(cfg.data.wild_type) if cfg.data.wild_type else ""
+    options = {name: getattr(cfg, name) for name in FIELDS}
+    if cfg.genome:
+        options["genome"] = str(hub_copy(cfg.genome) or local_file(cfg.genome))
     source = Source(
         wild_type=wild_type.replace("U", "T") if nucleotides else wild_type,
         x_col=cfg.data.x_col,
         nucleotides=nucleotides,
         complements="alleles" not in rows.columns,  # a VCF has the forward strand alone
-        **{name: getattr(cfg, name) for name in FIELDS},
+        **options,
     )
     if cfg.window < 0:
         raise InputError(f"--window {cfg.window}: expected 0 or more")
