@@ -1,4 +1,4 @@
-"""Settings of published experiments against their table, written down a second time by hand.
+"""Settings of experiments fit their recipes; published ones equal a table written by hand.
 
     pytest tests/test_presets.py
 
@@ -133,6 +133,15 @@ def test_every_published_experiment_of_sequences_has_settings():
     listed = {line.split()[0] for line in LINES} | set(PREDICTED)
     listed |= {f"aido_rna_secondary_structure_{family}" for family in FAMILIES}
     assert {name for name in experiments() if name.startswith("aido_")} == listed
+
+
+@pytest.mark.parametrize("experiment", experiments().values(), ids=lambda e: e.name)
+def test_settings_fit_the_recipe(experiment):
+    cfg = settings(experiment.name)
+    assert (cfg.data.path, cfg.data.name) == (experiment.data.path, experiment.names["data"])
+    assert cfg.data.path.startswith(("shared:", "bundled:")) or "weights" in experiment.needs
+    assert ("weights" in experiment.needs) == (experiment.seconds is None)
+    assert not cfg.train.unfreeze or (ROOT / cfg.train.unfreeze).is_file()
 
 
 def test_the_page_shows_the_list_as_it_is(capsys, tmp_path, monkeypatch):
