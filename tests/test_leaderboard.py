@@ -248,6 +248,15 @@ def test_jobs_of_an_array_share_the_runs(repository):
     assert all(row["value"] for row in scores(repository) if row["entry"] in ("good", "fair"))
 
 
+def test_a_part_of_a_board_is_run_and_the_rest_is_missing(repository, capsys):
+    file = write(repository)
+    assert run(file, "--entries", "go*", "--tasks", "two") == 0
+    assert starts(repository) == ["two.good.s0", "two.good.s1"]
+    assert "not run yet" in (repository / "runs/leaderboards/b/board.html").read_text()
+    assert run(file, "--entries", "god") == 2
+    assert "Did you mean 'good'?" in capsys.readouterr().err
+
+
 def test_every_cell_has_its_provenance(repository):
     assert run(write(repository, tasks=("one",))) == 0
     rows = pq.read_table(repository / "runs/leaderboards/b/board.parquet").to_pylist()
@@ -379,7 +388,7 @@ def test_what_is_not_here_is_said_and_the_rest_runs(repository, monkeypatch, cap
     file.write_text(text.replace("entries:", "  gb1: {data: flip_gb1}\nentries:"))
     assert run(file) == 0
     out = capsys.readouterr().out
-    assert "task gb1 does not run: no file" in out
+    assert "left out: gb1: no file" in out
     assert "gb1" in (repository / "runs/leaderboards/b/board.md").read_text()
 
 

@@ -4,10 +4,11 @@ A cell has a run for each fold of its data and each trial of its entry's grid. I
 trial that is best on validation rows counts; the value of a cell is the mean over its folds.
 """
 
+import fnmatch
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from mgen.apply import task_of
 from mgen.commands.board import Board, BoardEntry, BoardTask, slug
 from mgen.commands.jobs import Jobs, logged, valid_score
 from mgen.commands.plan import flags
-from mgen.config import InputError, from_yaml
+from mgen.config import InputError, from_yaml, unknown
 from mgen.experiments import RECIPES
 from mgen.leaderboards.summary import Cell
 from mgen.leaderboards.tested import scored_of, tested
 from mgen.predictions import read_scored
 from mgen.report import number as shown
 from mgen.runs import read_json, sessions
+
+KINDS = {"tasks": "task", "entries": "entry"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Cells(Jobs):
 
     def __init__(self, board: Board, asked: list[Asked], index: int = 0, of: int = 1) -> None:
         self.board, self.asked_for = board, asked
+        self.others: set[int] = set()  # runs that are not asked for now
         self.runs = [
             Run(a, seed, fold, trial)
             for seed in board.seeds  # a whole board early, then again
@@ -98,6 +102,26 @@ class Cells(Jobs):
 
     def known(self) -> list[int]:
         return [*range(len(self.runs))]
+
+    def only(self, tasks: Sequence[str], entries: Sequence[str]) -> None:
+        """Leave the runs of others than these names or patterns to other processes.
+
+        Raises InputError for one that names nothing.
+        """
+        for kind, patterns in (("tasks", tasks), ("entries", entries)):
+            names = {getattr(a, KINDS[kind]).name: a for a in self.asked_for}
+            for pattern in patterns:
+                if not fnmatch.filter(names, pattern):
+                    raise InputError(f"--{kind}: {unknown(KINDS[kind], pattern, names)}")
+            if patterns:
+                self.others |= {
+                    n
+                    for n, run in enumerate(self.runs)
+                    if not _fits(getattr(run.asked, KINDS[kind]).name, patterns)
+                }
+
+    def is_ours(self, number: int) -> bool:
+        return number not in self.others and super().is_ours(number)
 
     def label(self, number: int) -> str:
         return self.runs[number].label
@@ -226,6 +250,10 @@ class Cells(Jobs):
                 self.score(cell, asked, runs, by=name)
                 yield cell
             return
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def metric_of(run: Path, asked: Asked):

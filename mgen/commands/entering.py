@@ -85,12 +85,13 @@ class _Misnamed(InputError):
 def _notes(checked: Checked) -> None:
     """What should be said of the board as a whole."""
     board, notes = checked.board, checked.notes
-    notes += [f"task {name} does not run: {reason}" for name, reason in checked.absent.items()]
-    lacking: dict[tuple[str, str], int] = {}
+    lacking: dict[str, list[str]] = {}
+    for name, reason in checked.absent.items():
+        lacking.setdefault(reason, []).append(name)
     for (_, entry), reason in checked.unavailable.items():
-        lacking[entry, reason] = lacking.get((entry, reason), 0) + 1
-    for (entry, reason), count in lacking.items():
-        notes.append(f"{entry} does not run on {count} task{'s' * (count > 1)}: {reason}")
+        lacking.setdefault(reason, []).append(entry)
+    for reason, names in lacking.items():
+        notes.append(f"left out: {', '.join(dict.fromkeys(names))}: {reason}")
     for task in checked.sessions:
         if not board.tasks[task].modality:
             notes.append(f"{task} has no references: set its modality: dna, rna or protein")

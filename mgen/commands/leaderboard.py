@@ -32,6 +32,8 @@ class Options(Share):
 
     # YAML file of the board; with --aggregate a CSV of published values, a row per task
     file: Annotated[Path, tyro.conf.Positional]
+    tasks: tuple[str, ...] = ()  # run these alone, names or patterns (gue_*)
+    entries: tuple[str, ...] = ()  # likewise
     aggregate: str = ""  # average that table by a protocol: mean, proteingym_zero_shot, flip, ...
     lower_is_better: bool = False  # there
     publish: str = ""  # folder that gets NAME.md, NAME.html and NAME.png of the board besides
@@ -61,6 +63,7 @@ def leaderboard(words: Sequence[str]) -> None:
         _list(checked)
         return
     cells = Cells(checked.board, checked.asked, index, of)
+    cells.only(options.tasks, options.entries)
     if options.estimate:
         estimate(checked, cells, options.jobs)
         return
