@@ -392,6 +392,21 @@ def test_what_is_not_here_is_said_and_the_rest_runs(repository, monkeypatch, cap
     assert "gb1" in (repository / "runs/leaderboards/b/board.md").read_text()
 
 
+def test_what_the_hub_has_is_left_out_aloud_without_a_network(repository, capsys):
+    file = write(repository, ENTRIES + "  far: --backbone nt_500m_1000g\n", tasks=("one",))
+    text = file.read_text()
+    file.write_text(text.replace("entries:", "  away: {data: nobody/nothing}\nentries:"))
+    assert run(file) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "left out: away: nobody/nothing: no such file" in out
+    assert "left out: far: InstaDeepAI/nucleotide-transformer-500m-1000g" in out
+    page = (repository / "runs/leaderboards/b/board.md").read_text()
+    assert "| far | model |" in page and "| 0/1 |" in page
+    file.write_text(text.replace("data: ./rows.tsv", "data: nobody/nothing"))
+    assert run(file) == 2
+    assert "no task can run: nobody/nothing" in capsys.readouterr().err
+
+
 def test_a_pattern_of_files_is_a_task_for_each(repository):
     (repository / "rows2.tsv").write_text((repository / "rows.tsv").read_text())
     file = write(repository, tasks=("./rows*.tsv",))

@@ -26,6 +26,7 @@ from tests.benchmarks.moe import moe
 from tests.benchmarks.mutants import dependency_map, scan
 from tests.benchmarks.packing import packing
 from tests.benchmarks.processes import processes
+from tests.benchmarks.resampling import resampling
 from tests.benchmarks.tables import large_table, words
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,7 @@ def main() -> None:
             "moe": moe(),
             "dependency_map": dependency_map(),
             "variants": scan(Path(folder), process, ZERO_SHOT),
+            "resampling": resampling(),
         }
     report["held"] = {
         "list_cpu_s <= 0.5": report["start"]["list_cpu_s"] <= 0.5,
