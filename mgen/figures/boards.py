@@ -58,7 +58,7 @@ def _scores(results: dict[str, Any], entries: Sequence[dict[str, Any]]):
     for axes in places[len(panels) :]:
         axes.set_visible(False)
     _names(places[0], entries)
-    any_missing = any(len(values) < len(entries) for _, values in panels)
+    any_missing = any(_absent(values, entries) for _, values in panels)
     _legend(figure, entries, any_missing)
     return figure
 
@@ -77,13 +77,19 @@ def _panel(
         if known:
             at, rows = zip(*known, strict=True)
             axes.hlines(at, *zip(*map(_ends, rows), strict=True), color=style[1], lw=1.5)
-    absent = [i for i, entry in enumerate(entries) if entry["name"] not in values]
+    absent = _absent(values, entries)
     left = axes.get_yaxis_transform()
     _dots(axes, [0.03] * len(absent), absent, MISSING, transform=left)
     better = "higher" if task["higher_is_better"] else "lower"
     axes.set_title(_short(task["name"]), fontsize=9)
     axes.set_xlabel(f"{task['metric']} ({better} is better)", fontsize=8)
     _tidy(axes)
+
+
+def _absent(values: dict[str, dict], entries: Sequence[dict[str, Any]]) -> list[int]:
+    """The lines of entries without a value, those of others aside, who publish what they like."""
+    named = enumerate(entries)
+    return [i for i, e in named if e["name"] not in values and e["kind"] != "published"]
 
 
 def _ranks(results: dict[str, Any], entries: Sequence[dict[str, Any]]):
