@@ -1,7 +1,7 @@
 """Finetune, apply and compare foundation models of biological sequences.
 
-    mgen list [KIND [WORD ...]]     what there is: backbones, adapters, data, recipes, experiments;
-                                    with words the lines that hold all of them
+    mgen list [KIND [WORD ...]]     what there is: backbones, adapters, data, recipes, experiments,
+                                    boards; with words the lines that hold all of them
     mgen show [KIND] NAME           one of them in full
     mgen check data NAME [flags]    what a table and its splits leak; NAME may be a file
     mgen run RECIPE [verb] [flags]  is python recipes/RECIPE.py [verb] [flags]
@@ -80,7 +80,7 @@ def show(words: Sequence[str]) -> None:
     names = {kind: {row["name"] for row in KINDS[kind]()} for kind in kinds}
     found = [kind for kind in kinds if name in names[kind]]
     if not found:
-        what = asked[0] if asked else "backbone, adapter, data set, recipe or experiment"
+        what = asked[0] if asked else "backbone, adapter, data set, recipe, experiment or board"
         raise InputError(unknown(what, name, set().union(*names.values())))
     for kind in found:
         if len(found) > 1:
@@ -209,6 +209,14 @@ def _experiment_lines() -> list[dict[str, Any]]:
     ]
 
 
+def _board_lines() -> list[dict[str, Any]]:
+    import yaml
+
+    files = sorted((RECIPES / "configs" / "leaderboard").glob("*.yaml"))
+    boards = [(file.stem, yaml.safe_load(file.read_text())) for file in files]
+    return [{"name": name, "title": b["title"], "what": b.get("what", "")} for name, b in boards]
+
+
 def _show_backbone(name: str) -> None:
     entry = ZOO[name]
     facts = {field.name: getattr(entry, field.name) for field in fields(entry)}
@@ -261,12 +269,18 @@ def _show_experiment(name: str) -> None:
     print(f"{place}{flags}\n\n{found.file.read_text()}", end="")
 
 
+def _show_board(name: str) -> None:
+    file = RECIPES / "configs" / "leaderboard" / f"{name}.yaml"
+    print(f"{file.relative_to(RECIPES.parent)}\n\n{file.read_text()}", end="")
+
+
 KINDS = {
     "backbones": _backbones,
     "adapters": _adapters,
     "data": _data,
     "recipes": _recipe_lines,
     "experiments": _experiment_lines,
+    "boards": _board_lines,
 }
 DETAILS = {
     "backbones": _show_backbone,
@@ -274,6 +288,7 @@ DETAILS = {
     "data": _show_data,
     "recipes": _show_recipe,
     "experiments": _show_experiment,
+    "boards": _show_board,
 }
 COMMANDS = {
     "list": list_names,
