@@ -19,8 +19,8 @@ from tiny import table
 
 from mgen import experiments
 from mgen.commands import leaderboard as command
-from mgen.commands.board import AUTOMATIC, read, slug
-from mgen.commands.entering import check
+from mgen.commands.boards.board import AUTOMATIC, read, slug
+from mgen.commands.boards.entering import check
 from mgen.config import InputError
 from mgen.data.zoo import ZOO as DATA
 

@@ -19,8 +19,8 @@ from mgen import experiments
 from mgen.commands import jobs
 from mgen.commands import sweep as command
 from mgen.commands.jobs import hold, share, work
-from mgen.commands.plan import flags, read
-from mgen.commands.trials import Asked, Drawn
+from mgen.commands.sweeps.plan import flags, read
+from mgen.commands.sweeps.trials import Asked, Drawn
 from mgen.config import InputError
 from mgen.engine.processes import Signals
 

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import tyro
 
-from mgen.commands.board import read
-from mgen.commands.cells import Cells
-from mgen.commands.entering import Checked, check
+from mgen.commands.boards.board import read
+from mgen.commands.boards.cells import Cells
+from mgen.commands.boards.entering import Checked, check
+from mgen.commands.boards.outcome import compare, publish, write
 from mgen.commands.jobs import Share, share, work
-from mgen.commands.outcome import compare, publish, write
 from mgen.config import InputError
 from mgen.engine.estimate import duration
 from mgen.engine.processes import Signals

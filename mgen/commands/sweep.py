@@ -15,8 +15,8 @@ import tyro
 
 from mgen.commands.checking import directions, parsed, types_of
 from mgen.commands.jobs import Share, share, work
-from mgen.commands.plan import Plan, flags, read, texts
-from mgen.commands.trials import Asked, Drawn, optuna_of
+from mgen.commands.sweeps.plan import Plan, flags, read, texts
+from mgen.commands.sweeps.trials import Asked, Drawn, optuna_of
 from mgen.config import InputError, flag_values, plain, to_yaml, unknown
 from mgen.engine.processes import Signals
 from mgen.report import console, print_table

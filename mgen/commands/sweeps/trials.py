@@ -10,7 +10,7 @@ from typing import Any
 
 from mgen import checkpoint
 from mgen.commands.jobs import Jobs, hold, logged, valid_score
-from mgen.commands.plan import Plan, Value, flags, label, texts
+from mgen.commands.sweeps.plan import Plan, Value, flags, label, texts
 from mgen.config import InputError
 from mgen.report import number as shown
 from mgen.runs import read_json

@@ -9,9 +9,9 @@ from typing import Any
 
 from mgen import checkpoint
 from mgen.audit import NEAR
-from mgen.commands.board import CONSTANT, Board, BoardTask, slug
-from mgen.commands.cells import Cells
-from mgen.commands.entering import Checked
+from mgen.commands.boards.board import CONSTANT, Board, BoardTask, slug
+from mgen.commands.boards.cells import Cells
+from mgen.commands.boards.entering import Checked
 from mgen.config import InputError
 from mgen.data.checking.leakage import report
 from mgen.leaderboards import protocols

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from mgen.apply import task_of
-from mgen.commands.board import Board, BoardEntry, BoardTask, slug
+from mgen.commands.boards.board import Board, BoardEntry, BoardTask, slug
 from mgen.commands.jobs import Jobs, logged, valid_score
-from mgen.commands.plan import flags
+from mgen.commands.sweeps.plan import flags
 from mgen.config import InputError, from_yaml, unknown
 from mgen.experiments import RECIPES
 from mgen.leaderboards.summary import Cell

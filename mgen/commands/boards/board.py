@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mgen.backbones.zoo import ZOO
-from mgen.commands.plan import Value, flags, tree_of
+from mgen.commands.sweeps.plan import Value, flags, tree_of
 from mgen.config import InputError, flag_values, nearest
 from mgen.data.sources.places import local_file
 from mgen.data.zoo import ZOO as DATA

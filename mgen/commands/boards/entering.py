@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from mgen.backbones.zoo import ZOO
-from mgen.commands.board import NUCLEIC, Board, BoardEntry, BoardTask
-from mgen.commands.cells import Asked
+from mgen.commands.boards.board import NUCLEIC, Board, BoardEntry, BoardTask
+from mgen.commands.boards.cells import Asked
 from mgen.commands.checking import directions, parsed, types_of
 from mgen.config import Absent, InputError, flag_values, plain, unknown
 from mgen.data.sources.places import SHARED_PREFIX, local_file

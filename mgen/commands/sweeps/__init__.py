@@ -1,0 +1,1 @@
+"""Sweeps: their file and their trials."""
