@@ -330,10 +330,10 @@ def test_what_is_wrong_is_named_with_its_line_before_any_run(
 
 
 def test_all_entries_that_cannot_do_a_task_are_named_at_once(repository, capsys):
-    entries = "\n  a: --backbone esm2_8m\n  b: --adapter token_cnn\n"
+    entries = "\n  a: --backbone esm2_8m\n  fit: --adapter conv\n  b: --adapter token_cnn\n"
     assert run(write(repository, entries, tasks=("one",))) == 2
     error = capsys.readouterr().err
-    assert "a cannot do one" in error and "b cannot do one" in error
+    assert "a cannot do one" in error and "b cannot do one" in error and "fit" not in error
 
 
 # --------------------------------------------------------------------------- references

@@ -182,7 +182,7 @@ def _read(
 ) -> Session:
     """A session whose rows are read, the same one for settings that read them alike."""
     cfg = fresh.args[1]
-    of_rows = {k: v for k, v in plain(cfg).items() if k not in ("train", "adapter")}
+    of_rows = {k: v for k, v in plain(cfg).items() if k != "train"}  # an adapter may not suit them
     key = json.dumps([entry.recipe(task), of_rows], default=str)
     if key not in checked.read:
         session = fresh()
