@@ -48,11 +48,13 @@ def compare(checked: Checked, cells: Cells, command: str) -> dict[str, Any]:
             summary += lines
             pairs += more
         summary += [_published(task, cell.entry, cell) for cell in own if cell.entry == CEILING]
-        summary += [
-            _published(task, entry, None) | {"missing": reason}
-            for (name, entry), reason in checked.unavailable.items()
-            if name == task.name
-        ]
+        reasons = {e: r for (name, e), r in checked.unavailable.items() if name == task.name}
+        reasons |= {
+            entry.name: "the board does not put it to this task"
+            for entry in board.entries.values()
+            if not entry.wants(task)
+        }
+        summary += [_published(task, e, None) | {"missing": r} for e, r in reasons.items()]
         summary += [
             _published(task, name, None) | {"value": value, "source": source}
             for name, (value, source) in task.published.items()
