@@ -420,6 +420,7 @@ def test_a_pattern_of_files_is_a_task_for_each(repository):
         check(read(file))
 
 
+@pytest.mark.slow
 def test_estimate_measures_steps_and_writes_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "b.yaml"
