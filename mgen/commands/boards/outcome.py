@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mgen import checkpoint
 from mgen.audit import NEAR
 from mgen.commands.boards.board import CONSTANT, Board, BoardTask, slug
@@ -32,6 +34,7 @@ PROVENANCE = (
 
 def compare(checked: Checked, cells: Cells, command: str) -> dict[str, Any]:
     """All that the pages of a board say."""
+    torch.set_num_threads(1)  # sums in one order; of this size more threads wait than work
     board = checked.board
     found = list(cells.cells())
     tasks, summary, pairs, constants = [], [], [], set()
