@@ -135,7 +135,7 @@ class _Maker:
         self.cfg, self.draw, self.modality = cfg, draw, modality
         self.options = vars(cfg)
         head = self.options.get("adapter")
-        is_fixed = self.options.get("pool") == "flatten" or (head and head.per_position)
+        is_fixed = "flatten" in self.options.get("pool", ()) or (head and head.per_position)
         self.lengths = LENGTHS[-1:] * 2 if is_fixed else LENGTHS  # one weight per position
         self.wild_type = self.letters(LENGTHS[-1])
         self.contig = "".join(draw.choices(LETTERS["dna"], k=CONTIG_LENGTH))
