@@ -30,7 +30,7 @@ from typing import Any
 
 from mgen.backbones.zoo import ZOO
 from mgen.config import InputError, unknown
-from mgen.experiments import experiments, repro
+from mgen.experiments import experiments, read_settings, repro
 from mgen.report import print_table
 
 PACKAGE = Path(__file__).parent
@@ -210,10 +210,8 @@ def _experiment_lines() -> list[dict[str, Any]]:
 
 
 def _board_lines() -> list[dict[str, Any]]:
-    import yaml
-
     files = sorted((RECIPES / "configs" / "leaderboard").glob("*.yaml"))
-    boards = [(file.stem, yaml.safe_load(file.read_text())) for file in files]
+    boards = [(file.stem, read_settings(file.read_text())) for file in files]
     return [{"name": name, "title": b["title"], "what": b.get("what", "")} for name, b in boards]
 
 
