@@ -283,18 +283,20 @@ def _measured(run: Path, method: str) -> dict[str, float]:
 
 
 def _interval(runs: Sequence[Path], experiment: Experiment) -> list[float] | None:
-    """The 95 % interval over resampled test rows of the mean over seeds; None without labels.
+    """The 95 % interval over resampled test rows of the mean over seeds.
 
-    Also of metrics that cannot be resampled by weights.
+    None without labels, for metrics that cannot be resampled by weights, and for a method that does
+    not score every row.
     """
-    from mgen.leaderboards.tested import average, tested  # loads torch
+    from mgen.leaderboards.statistics import Unweighted  # loads torch
+    from mgen.leaderboards.tested import average, tested
 
     if not all(any(run.glob("predictions/*.scored.safetensors")) for run in runs):
         return None
     asked = {"metric": experiment.target[0], "seed_text": experiment.name, "by": experiment.method}
     try:
         _, low, high = average([tested(run, **asked) for run in runs])
-    except (KeyError, ValueError):
+    except (KeyError, Unweighted):
         return None
     return [low, high]
 

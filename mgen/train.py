@@ -26,7 +26,7 @@ from mgen.engine import processes, sharding, trackers, zero
 from mgen.engine.estimate import Needs, estimate
 from mgen.engine.processes import Interrupted, Signals
 from mgen.engine.profiling import traced
-from mgen.engine.throughput import speed
+from mgen.engine.throughput import peak_memory
 from mgen.ensemble import Ensemble
 from mgen.infer import infer
 from mgen.loop import Fit, Stopped, Train
@@ -289,11 +289,10 @@ class Session:
     def finish(self, folder: Path, report: dict[str, Any]) -> None:
         """Write down what the session took, then the report, which marks the run as finished."""
         parameters = [*self.task.parameters()]
-        used = speed(0.0, 1.0, self.accelerator.device, half=False)
         past = sessions(folder)
         past[-1] |= {
             "seconds": round(time.perf_counter() - self.started, 2),
-            "peak_memory_gb": used["peak_memory_gb"],
+            "peak_memory_gb": peak_memory(self.accelerator.device),
             "parameters": sum(p.numel() for p in parameters),
             "trained": sum(p.numel() for p in parameters if p.requires_grad),
         }

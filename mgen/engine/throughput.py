@@ -76,7 +76,12 @@ def speed(flops: float, seconds: float, device: torch.device, half: bool) -> dic
         peak = next((value for key, value in PEAK_TFLOPS.items() if key in name), None)
         if peak and half:
             found["mfu"] = round(achieved / peak, 4)
-        return found | {"peak_memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 3)}
+    return found | {"peak_memory_gb": peak_memory(device)}
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most GB so far: of a GPU what was allocated there, else of this process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss in bytes
-    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return found | {"peak_memory_gb": round(peak_memory / 1e9, 3)}
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)

@@ -22,6 +22,12 @@ from mgen.metrics import Metric, results
 
 BLOCK = 2**16  # weights at once: half a megabyte, which fits a core's cache
 LEVEL = 0.95
+SIGNIFICANT = 0.05  # a comparison's p after correction for all of its task
+
+
+class Unweighted(ValueError):
+    """A metric that cannot be resampled by weights, and no other way was given."""
+
 
 Values = Mapping[str, Mapping[str, float | None]]  # task -> entry -> value; None: no such cell
 
@@ -71,7 +77,7 @@ def resampled(
         raise ValueError(f"{len(predictions)} predictions, but draws or owners of {entries}")
     value = prepare(metric, kind, predictions, labels)
     if value is None and make_metric is None:
-        raise ValueError(f"metric '{metric}' of {kind} has no weighted form: make_metric is needed")
+        raise Unweighted(f"metric '{metric}' of {kind} has no weighted form: make_metric is needed")
     block = max(1, BLOCK // len(predictions))
     parts = []
     for part in counts.split(block):

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from mgen.leaderboards import statistics
 
-ALPHA = 0.05  # of differences that are said to be there
-
 
 @dataclass
 class Cell:
@@ -98,7 +96,7 @@ def of_task(
     apart = {
         frozenset((pair["a"], pair["b"]))
         for pair in pairs
-        if pair["corrected"] is not None and pair["corrected"] < ALPHA
+        if pair["corrected"] is not None and pair["corrected"] < statistics.SIGNIFICANT
     }
     summary = []
     for name, own in by_entry.items():

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-SIGNIFICANT = 0.05  # a comparison's p after correction for all of its task
+from mgen.leaderboards.statistics import SIGNIFICANT
+
 MOST_DECIMALS = 7  # smaller values are shown with an exponent
 NO_PUBLISHED, NOT_RUN = "no published figure", "not run"
 READING = (
