@@ -234,6 +234,10 @@ class Task(nn.Module):
         """Names to torchmetrics objects."""
         return {}
 
+    def measured(self) -> tuple[str, ...]:
+        """Metrics of a recipe that only predicts, found in `finish`; of all more is better."""
+        return ()
+
     def values(self, outputs: Tensor, batch: dict) -> Tensor:
         """Outputs in the user's units (unscaled numbers, probabilities), the row first."""
         return outputs

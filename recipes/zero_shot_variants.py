@@ -19,6 +19,7 @@ from mgen.backbones import Backbone, backbone
 from mgen.config import InputError
 from mgen.data import Table, table
 from mgen.methods import assays, zero_shot
+from mgen.metrics.variants import NAMES
 from mgen.report import console
 from mgen.task import Task
 from mgen.train import Train, run
@@ -118,6 +119,9 @@ class ZeroShotVariants(Task):
         if self.cfg.strategy == "embedding-distance":
             return zero_shot.total_distances(batch, values, len(self.layers))
         return zero_shot.total(batch, values)
+
+    def measured(self) -> tuple[str, ...]:
+        return NAMES if self.assay.labels else ()
 
     def columns(self, values: Tensor) -> dict[str, Tensor]:
         return dict(

@@ -70,6 +70,11 @@ def parsed(config_type: type, pieces: Sequence[Words]) -> tuple[Any, Launch]:
 
 
 def directions(session: Session) -> dict[str, str]:
-    """The metrics of a session whose rows are read, and whether min or max is best."""
+    """The metrics of a session whose rows are read, and whether min or max is best.
+
+    None of a recipe that only predicts and measures nothing.
+    """
+    if not session.task.trains:
+        return dict.fromkeys(session.task.measured(), "max")
     metrics = session.task.metrics().items()
     return {"loss": "min"} | {n: "max" if m.higher_is_better else "min" for n, m in metrics}

@@ -12,6 +12,7 @@ import torch
 
 from mgen.metrics import auprc, auroc, spearman
 
+NAMES = ("spearman", "ndcg", "auroc", "auprc", "mcc", "top_recall")
 TOP = 0.1  # share of the rows that count as the top ones
 
 
@@ -24,8 +25,7 @@ def variant_metrics(
     """
     x, y = (torch.from_numpy(np.ascontiguousarray(part, np.float64)) for part in (scores, labels))
     if len(x) < 2:
-        names = ("spearman", "ndcg", "auroc", "auprc", "mcc", "top_recall")
-        return dict.fromkeys(names, math.nan)
+        return dict.fromkeys(NAMES, math.nan)
     is_binary = {*np.unique(labels)} <= {0.0, 1.0}
     if bins is None:
         bins = labels if is_binary else above_median(labels)

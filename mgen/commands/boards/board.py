@@ -17,7 +17,6 @@ import fnmatch
 import itertools
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -151,12 +150,9 @@ class Board:
         by = [entry.by[name] for name in task.names if name in entry.by]
         return [*task.flags, *shared, *entry.flags, *by, *own]
 
-    def pairs(self) -> Iterator[tuple[BoardTask, BoardEntry]]:
-        """Every task with every entry that is put to it."""
-        for task in self.tasks.values():
-            for entry in self.entries.values():
-                if entry.wants(task):
-                    yield task, entry
+    def put_to(self, task: BoardTask) -> list[BoardEntry]:
+        """The entries that a task is for."""
+        return [entry for entry in self.entries.values() if entry.wants(task)]
 
 
 def slug(name: str) -> str:
@@ -375,7 +371,7 @@ class _Reader:
                     reference=True,
                 )
         for entry in entries.values() if RANDOM in asked else ():
-            if _is_pretrained([word for _, words in entry.flags for word in words]):
+            if any(_is_pretrained(words) for _, words in (*entry.flags, *entry.by.values())):
                 bare = (entry.place, ["--backbone.random-weights"])
                 name = f"{entry.name}, {RANDOM}"
                 twin = replace(entry, name=name, flags=(*entry.flags, bare), reference=True)

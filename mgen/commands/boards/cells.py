@@ -109,7 +109,7 @@ class Cells(Jobs):
         Raises InputError for one that names nothing.
         """
         for kind, patterns in (("tasks", tasks), ("entries", entries)):
-            names = {getattr(a, KINDS[kind]).name: a for a in self.asked_for}
+            names = {getattr(asked, KINDS[kind]).name for asked in self.asked_for}
             for pattern in patterns:
                 if not fnmatch.filter(names, pattern):
                     raise InputError(f"--{kind}: {unknown(KINDS[kind], pattern, names)}")

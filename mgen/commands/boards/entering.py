@@ -18,8 +18,6 @@ from mgen.io.remote import is_remote
 from mgen.report import console
 from mgen.train import REPORTED, Session
 
-VARIANT_METRICS = dict.fromkeys(("spearman", "ndcg", "auroc", "auprc", "mcc", "top_recall"), "max")
-
 
 @dataclass
 class Checked:
@@ -53,7 +51,7 @@ def check(board: Board) -> Checked:
         if reason := _absence(task, checked):
             checked.absent[task.name] = reason
             continue
-        for entry in filter(lambda entry: entry.wants(task), board.entries.values()):  # noqa: B023
+        for entry in board.put_to(task):
             try:
                 checked.asked.append(_asked(checked, task, entry))
             except _Misnamed:
@@ -153,7 +151,9 @@ def _asked(checked: Checked, task: BoardTask, entry: BoardEntry) -> Asked:
     fresh = partial(Session, task_type, cfg, launch, recipe, verb, None)
     checked.fresh[task.name, entry.name] = fresh
     session = _read(checked, task, entry, fresh)
-    better = directions(session) if task_type.trains else VARIANT_METRICS
+    better = directions(session)
+    if not better:
+        raise InputError(f"{recipe} measures nothing of these rows; --data.y-cols names labels")
     if task.metric not in better:
         said = unknown("metric", task.metric, better)
         if recipe == task.recipe:

@@ -1,6 +1,7 @@
 """What the runs of a leaderboard came to: tables, pages, figures, files to submit."""
 
 import csv
+import math
 import shlex
 import time
 from importlib.metadata import version
@@ -37,14 +38,13 @@ def compare(checked: Checked, cells: Cells, command: str) -> dict[str, Any]:
     torch.set_num_threads(1)  # sums in one order; of this size more threads wait than work
     board = checked.board
     found = list(cells.cells())
-    tasks, summary, pairs, constants = [], [], [], set()
+    tasks, summary, pairs = [], [], []
     better = {asked.task.name: asked.higher_is_better for asked in checked.asked}
     for task in board.tasks.values():
         own = [cell for cell in found if cell.task == task.name]
-        for cell in _constants(checked, cells, task):
-            own.append(cell)
-            found.append(cell)
-            constants.add(cell.entry)
+        constants = _constants(checked, cells, task)
+        own += constants
+        found += constants
         ours = [cell for cell in own if cell.entry != CEILING]
         if ours:
             lines, more = of_task(ours, better[task.name])
@@ -63,13 +63,13 @@ def compare(checked: Checked, cells: Cells, command: str) -> dict[str, Any]:
             for name, (value, source) in task.published.items()
         ]
         tasks.append(_task(checked, task, better, own))
-    entries = _entries(checked, found, constants)
+    entries = _entries(checked, found)
     ranked = [e["name"] for e in entries if e["kind"] != "published" and e["name"] != CEILING]
     return {
         "title": board.title,
         "about": _about(board, found, command),
         "protocol": _protocol(board, summary, ranked, better),
-        "notes": [*checked.notes, *_small(found), *_mixed(found)],
+        "notes": [*checked.notes, *_small(found), *_undefined(found), *_mixed(found)],
         "tasks": tasks,
         "entries": entries,
         "cells": [cell.line() for cell in found if not cell.missing],
@@ -145,7 +145,7 @@ def _task(
         "group": task.group,
         "assay": task.facts.get("DMS_id", ""),
         "what": task.what,
-        "warnings": [] if task.name in checked.absent else _warnings(checked, task),
+        "warnings": _warnings(checked, task) if task.name in checked.sessions else [],
         "absent": checked.absent.get(task.name, ""),
     }
 
@@ -173,7 +173,8 @@ def _leaks(checked: Checked, task: BoardTask) -> list[dict[str, str]]:
     return read_json(file)
 
 
-def _entries(checked: Checked, found: list[Cell], constants: set[str]) -> list[dict[str, Any]]:
+def _entries(checked: Checked, found: list[Cell]) -> list[dict[str, Any]]:
+    """Those of the board, then what stands beside its runs, then what others have published."""
     lines = []
     for entry in checked.board.entries.values():
         own = [cell.about.get("parameters") for cell in found if cell.entry == entry.name]
@@ -191,8 +192,8 @@ def _entries(checked: Checked, found: list[Cell], constants: set[str]) -> list[d
             }
         )
     bare = {"what": "", "flags": "", "trials": 0, "parameters": None}
-    for name in constants:
-        lines.append({"name": name, "kind": "reference", **bare})
+    beside = dict.fromkeys(c.entry for c in found if c.entry not in checked.board.entries)
+    lines += [{"name": name, "kind": "reference", **bare} for name in sorted(beside)]
     names = dict.fromkeys(n for task in checked.board.tasks.values() for n in task.published)
     return [*lines, *({"name": name, "kind": "published", **bare} for name in names)]
 
@@ -222,6 +223,21 @@ def _small(found: list[Cell]) -> list[str]:
         f"{task} has {count} test rows: p values there are too small"
         for task, count in rows.items()
         if count < FEW
+    ]
+
+
+def _undefined(found: list[Cell]) -> list[str]:
+    """Notes on resamples that intervals leave out."""
+    most: dict[tuple[str, str], int] = {}
+    for cell in found:
+        count = int(cell.resampled.isnan().sum())
+        if count and not math.isnan(cell.value):
+            key = (cell.task, cell.metric)
+            most[key] = max(count, most.get(key, 0))
+    return [
+        f"{task}: {metric} is not defined in up to {count:,} resamples of its rows; intervals "
+        "leave them out"
+        for (task, metric), count in most.items()
     ]
 
 
@@ -267,8 +283,13 @@ def write(folder: Path, results: dict[str, Any]) -> None:
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Copy the pages of a board under its name, the Markdown with the figure of its scores."""
+    """Copy the pages of a board under its name, the Markdown with the figure of its scores.
+
+    Raises InputError if there is none.
+    """
     name = folder.name
+    if not (folder / "figures" / "scores.png").exists():
+        raise InputError(f"--publish {target}: the board has no score yet")
     title, _, text = (folder / "board.md").read_text().partition("\n")
     checkpoint.write_text(target / f"{name}.md", f"{title}\n\n![scores]({name}.png)\n{text}")
     for source, ending in (("board.html", "html"), ("figures/scores.png", "png")):
