@@ -93,7 +93,7 @@ class OutputCache:
         if self.pool:
             rows = [(key, 1) for key, _ in rows]
         found = self._find(space, rows)
-        shape = (len(rows), 1 if self.pool else batch["input_ids"].shape[1], network.width)
+        shape = (len(rows), 1 if self.pool else batch["attention_mask"].shape[1], network.width)
         missing = sum(data is None for data in found)
         if not missing:
             given = torch.empty(shape, dtype=self.dtype)

@@ -193,14 +193,13 @@ class SequenceBackbone(nn.Module):
 
         The first mask is that of the states.
         """
-        names = ("input_ids", "special_tokens_mask")
+        names = ("input_ids", "values", "special_tokens_mask")
         return [(batch[name], batch["attention_mask"]) for name in names if name in batch]
 
     def _states(self, states, batch: dict[str, Tensor]) -> list[Tensor]:
         """`states(batch)`, in windows where the rows are longer than the limit in force."""
         limit = self.tokenizer.max_length
-        is_long = 0 < limit < batch["input_ids"].shape[1]
-        if is_long and self.tokenizer.truncate == "window":
+        if self.tokenizer.truncate == "window" and 0 < limit < batch["attention_mask"].shape[1]:
             found = windows.stitched(states, batch, limit, self.tokenizer.pad_token_id)
         else:
             found = states(batch)
@@ -272,7 +271,8 @@ class SequenceBackbone(nn.Module):
                     keep = batch["attention_mask"].bool()
                     if not special_tokens:
                         keep &= ~batch["special_tokens_mask"].bool()
-                    self._refuse_empty(rows, keep)
+                    if self.modality != "cell":  # of which one without counts is a row like others
+                        self._refuse_empty(rows, keep)
                     batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
                     last = layer in (-1, self.num_layers)
                     hidden = self(batch) if last else self.hidden_states(batch)[layer]
@@ -312,6 +312,7 @@ def _pooled(hidden: Tensor, keep: Tensor, pool: Pool) -> list[Tensor]:
     if pool == "cls":
         return list(hidden[:, 0].cpu())
     if pool == "max":
-        return list(hidden.masked_fill(~keep.unsqueeze(-1), -torch.inf).amax(1).cpu())
+        largest = hidden.masked_fill(~keep.unsqueeze(-1), -torch.inf).amax(1)
+        return list(largest.masked_fill(~keep.any(1, keepdim=True), 0).cpu())
     summed = hidden.masked_fill(~keep.unsqueeze(-1), 0.0).sum(1)
-    return list((summed / keep.sum(1, keepdim=True)).cpu())
+    return list((summed / keep.sum(1, keepdim=True).clamp(min=1)).cpu())

@@ -27,9 +27,9 @@ from mgen.data.sources.places import (
     HUB_PREFIX,
     SHARED_PREFIX,
     local_file,
-    shared_folder,
 )
 from mgen.data.table import Table
+from mgen.io.files import shared_folder
 
 SMALL = {"width": 64, "layers": 2, "heads": 4, "ffn": 128}
 CONTEXT, EXPERTS = 512, 4  # the first where none is published

@@ -6,14 +6,16 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
 from mgen.config import Choice, InputError, nearest
+from mgen.data.inputs.counts import Column, nearest_rows
 from mgen.data.splitting.splits import Splits
+from mgen.io.counts import Counts, GeneTable
 
 if TYPE_CHECKING:
     import datasets
@@ -49,6 +51,9 @@ class Table(Choice):
     msa_tokens: int = 0  # tokens to fill with rows of an alignment, drawn at random; 0: all rows
     msa_seed: int = 0  # of that draw
     structure_col: str = ""  # column of numbers per residue: nested lists, or .npy files
+    gene_col: str = ""  # column of a cell file's var that names the genes; empty: what fits best
+    neighbours: int = 0  # cells of a tissue that a cell is read with: the nearest of its file
+    position_cols: tuple[str, ...] = ("spatial_x", "spatial_y")  # columns of their coordinates
     y_cols: tuple[str, ...] = ("label",)  # columns of labels
     id_col: str = ""  # column of identifiers; empty: the column 'id', if there is one
     split_col: str = ""  # column that names each row's split; empty: none
@@ -97,7 +102,7 @@ class Table(Choice):
         Raises InputError for a file that cannot be read or belongs to another sequence.
         """
         if not (self.msa_col or self.structure_col):
-            return [row[self.x_col] for row in rows]
+            return [row[self.x_col] for row in rows]  # of a table of cells they are `Counts`
         from mgen.data.inputs.alignments import alignment, structure
 
         return [
@@ -136,15 +141,23 @@ class Rows:
         splits: row numbers, in order, of "train", "valid" and "test".
         plan: how the splits came about, in a sentence.
         digest: sha256 of the contents and of the options that decide what is used how.
+        genes: of each file of cells its genes, else empty.
+        neighbours: row numbers of each cell's neighbours (N, k), if it is read with such.
     """
 
     def __init__(
-        self, table: Table, dataset: datasets.Dataset, sources: list[tuple[str, int, str]]
+        self,
+        table: Table,
+        dataset: datasets.Dataset,
+        sources: list[tuple[str, int, str]],
+        genes: Sequence[GeneTable] = (),
     ) -> None:
         self.table, self.dataset = table, dataset
         self.names = [name for name, _, _ in sources]
         self.starts = np.cumsum([0, *(size for _, size, _ in sources)])
         self.id_col = table.id_col or ("id" if "id" in dataset.column_names else "")
+        self.genes = genes
+        self.neighbours = nearest_rows(self) if table.neighbours else None
         self.splits: Splits = {}
         self.plan = ""
         self._contents = [digest for _, _, digest in sources]
@@ -173,8 +186,11 @@ class Rows:
 
     def where(self, row: int) -> str:
         """A row's file and number in it, for messages."""
-        source = int(np.searchsorted(self.starts, row, side="right")) - 1
+        source = self._source(row)
         return f"{self.names[source]}, row {row - self.starts[source] + 1} (header not counted)"
+
+    def _source(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def name_of(self, row: int) -> str:
         """A row's identifier, or its number in its file where it has none."""
@@ -184,8 +200,34 @@ class Rows:
     def take(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The rows of these numbers, in this order, as dictionaries."""
         numbers = np.asarray(indices, dtype=np.int64)
+        found = self._plain(numbers)
+        if self.genes:
+            for row, number in zip(found, numbers.tolist(), strict=True):
+                row[self.table.x_col] = self.cell(number)
+        return found
+
+    def cell(self, row: int) -> Counts:
+        """The counts of a row of a table of cells, with those of its neighbours."""
+        near = () if self.neighbours is None else self.neighbours[row].tolist()
+        return replace(self._cell(row), neighbours=tuple(map(self._cell, near)))
+
+    def _cell(self, row: int) -> Counts:
+        return Counts(*self._counts[row], self.genes[self._source(row)])
+
+    @functools.cached_property
+    def _counts(self) -> Column:
+        return Column(self.dataset.data.column(self.table.x_col))
+
+    @functools.cached_property
+    def _scalars(self) -> datasets.Dataset:
+        """All columns but counts."""
+        return self.dataset.remove_columns(self.table.x_col) if self.genes else self.dataset
+
+    def _plain(self, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """The rows without counts."""
+        dataset = self._scalars
         if self._blocks is None or not len(numbers):
-            columns = self.dataset[numbers.tolist()]
+            columns = dataset[numbers.tolist()]
             return [
                 dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
             ]
@@ -200,7 +242,8 @@ class Rows:
             for places in np.split(order, ends)
         ]
         values = [column.to_pylist() for column in pa.Table.from_batches(parts).columns]
-        found = [dict(zip(self.columns, row, strict=True)) for row in zip(*values, strict=True)]
+        names = dataset.column_names
+        found = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
         places = np.argsort(order, kind="stable").tolist()
         return [found[place] for place in places]
 
@@ -209,14 +252,16 @@ class Rows:
         """First rows and blocks, if these are few and plain: reading from them is twice as fast."""
         import pyarrow as pa
 
-        blocks = self.dataset.data.to_batches()
-        is_nested = any(pa.types.is_nested(field.type) for field in self.dataset.data.schema)
-        if len(blocks) > MOST_BLOCKS or is_nested or self.dataset._indices is not None:
+        data = self._scalars.data
+        blocks = data.to_batches()
+        is_nested = any(pa.types.is_nested(field.type) for field in data.schema)
+        if len(blocks) > MOST_BLOCKS or is_nested or self._scalars._indices is not None:
             return None
         return np.cumsum([0, *(block.num_rows for block in blocks)])[:-1], blocks
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_blocks"}
+        mapped = ("_blocks", "_counts")
+        return {key: value for key, value in vars(self).items() if key not in mapped}
 
     def chunks(
         self, columns: Sequence[str], indices: np.ndarray | None = None

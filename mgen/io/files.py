@@ -42,6 +42,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MGEN_CACHE") or "~/.cache/mgen").expanduser()
 
 
+def shared_folder() -> Path:
+    """$MGEN_SHARED/data: data sets under the names of `mgen list data`, as their owners give them.
+
+    Without the variable, `shared` beside the repository.
+    """
+    beside = Path(__file__).parents[2].parent / "shared"
+    return Path(os.environ.get("MGEN_SHARED") or beside).expanduser() / "data"
+
+
 def kept_files() -> dict[str, list[Path]]:
     """The files that `kept` has made, by kind."""
     found: dict[str, list[Path]] = {}

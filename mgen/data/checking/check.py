@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mgen.config import InputError
+from mgen.data.checking.cells import cells
 from mgen.data.checking.reads import Reads
 from mgen.data.checking.token_store import WORTH_ROWS, token_store
 from mgen.data.table import Rows
@@ -36,7 +37,7 @@ def inputs(rows: Rows, tokenizer: Reads, splits: Sequence[str]) -> tuple[list[st
     Returns what should be said aloud and (N,) int32. What was found of a large table is kept by
     content, and looked up the next time. Raises InputError.
     """
-    if not _is_aligned(rows):  # which files of alignments hold is not known without reading them
+    if not (_is_aligned(rows) or rows.genes):  # what alignments hold is not known without reading
         tokenizer.stored = token_store(rows, tokenizer)
     if _is_aligned(rows) or len(rows) < WORTH_ROWS or not tokenizer.fingerprint:
         return _inputs(rows, tokenizer, splits)
@@ -60,6 +61,15 @@ def _inputs(rows: Rows, tokenizer: Reads, splits: Sequence[str]) -> tuple[list[s
             "--data.x-col, or run the recipe that mgen show data NAME says"
         )
     held = np.concatenate([rows.splits[split] for split in splits])
+    if rows.genes:
+        trained = rows.splits["train"] if "train" in splits else held[:0]
+        notes, lengths = cells(rows, tokenizer, np.sort(held), np.sort(trained))
+        return notes + identifiers(rows, held), lengths
+    if tokenizer.modality == "cell":
+        raise InputError(
+            f"{rows.names[0]}: no counts of cells, which this model reads. Set --data.path to an "
+            ".h5ad file, or another --backbone"
+        )
     notes = sequences(rows, tokenizer, held) + identifiers(rows, held)
     if "train" in splits:
         notes += overlaps(rows, tokenizer)

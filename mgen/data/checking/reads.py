@@ -18,6 +18,10 @@ class Reads(Protocol):
         has_context: rows may have alignments; `overflow` counts the tokens of them that do not fit.
         fingerprint: changes with what decides the ids of a text; "": nothing may be kept.
         stored: ids found before, a `TokenStore`, or None.
+
+    Of a model of cells (modality "cell") also `values`, `as_published`, `align` and
+    `expressed_tokens` of `mgen.backbones.cell_tokenizer`, and `reads_neighbours`: cells may have
+    neighbours.
     """
 
     alphabet: str

@@ -1,10 +1,10 @@
 """Where a path of the settings is on this machine."""
 
-import os
 import re
 from pathlib import Path
 
 from mgen.config import nearest
+from mgen.io.files import shared_folder
 from mgen.io.remote import fetched, is_remote
 
 BUNDLED = Path(__file__).parents[1] / "named" / "bundled"
@@ -22,15 +22,6 @@ def local_file(path: str) -> Path:
     if path.startswith(SHARED_PREFIX):
         return shared_folder() / path.removeprefix(SHARED_PREFIX)
     return Path(path).expanduser()
-
-
-def shared_folder() -> Path:
-    """$MGEN_SHARED/data: data sets under the names of `mgen list data`, as their owners give them.
-
-    Without the variable, `shared` beside the repository.
-    """
-    beside = Path(__file__).parents[3].parent / "shared"
-    return Path(os.environ.get("MGEN_SHARED") or beside).expanduser() / "data"
 
 
 def hub_folder(name: str) -> Path | None:
