@@ -159,14 +159,14 @@ def species(names: Iterable[str]) -> str:
         if found := ENSEMBL.fullmatch(name):
             start = re.match(r"[A-Za-z]+", found[1])[0]
             ids[start] = ids.get(start, 0) + 1
-        elif re.fullmatch(r"[A-Z][a-z]{2,}\d*[a-z]?", name):
-            lower += 1
         elif re.fullmatch(r"[A-Z][A-Z0-9]{2,}", name):
             upper += 1
+        elif re.fullmatch(r"[A-Z][a-z0-9]+", name) and "orf" not in name:
+            lower += 1
     if ids and sum(ids.values()) > (lower + upper) / 4:
         start = max(ids, key=ids.get)
         return SPECIES.get(start, f"the species of {start}")
-    if lower + upper < 10 or max(lower, upper) < 3 * min(lower, upper):
+    if lower + upper < 5 or max(lower, upper) < 3 * min(lower, upper):
         return ""
     return "mouse" if lower > upper else "human"
 
