@@ -5,6 +5,7 @@ from typing import Any
 from mgen.config import InputError, unknown
 from mgen.data.named.benchmarks import BENCHMARKS
 from mgen.data.named.published import (
+    CELL_TYPES,
     CLASSES,
     FUSED,
     LANGUAGE,
@@ -20,10 +21,17 @@ from mgen.data.table import Table
 
 
 def _simulated(
-    name: str, modality: str, task: str, recipe: str, metric: str, rows: str, **options: Any
+    name: str,
+    modality: str,
+    task: str,
+    recipe: str,
+    metric: str,
+    rows: str,
+    file: str = "",
+    **options: Any,
 ) -> Entry:
     """A table of mgen/data/named/simulate.py, which states how each label came about."""
-    table = Table(name=name, path=f"{BUNDLED_PREFIX}{name}.tsv.gz", **options)
+    table = Table(name=name, path=f"{BUNDLED_PREFIX}{file or name + '.tsv.gz'}", **options)
     terms = ("mgen: part of this package", "none: simulated, mgen/data/named/simulate.py")
     return Entry(table, "Bundled, simulated", modality, task, recipe, metric, rows, *terms)
 
@@ -97,6 +105,19 @@ _BUNDLED = (
         x_col="mutant",
         wild_type=WILD_TYPE,
         truth_col="truth",
+    ),
+    _simulated(
+        "cells_tiny",
+        "cell",
+        "type of the cells of a tissue, four classes; columns age, batch, niche, density",
+        CELL_TYPES,
+        "f1",
+        "400",
+        file="cells_tiny.h5ad",
+        x_col="counts",
+        y_cols=("cell_type",),
+        truth_col="truth",
+        position_cols=("x", "y"),
     ),
 )
 ZOO: dict[str, Entry] = {entry.name: entry for entry in (*_BUNDLED, *BENCHMARKS, *PUBLISHED)}

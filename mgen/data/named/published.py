@@ -85,6 +85,7 @@ class Entry:
 
 EXAMPLES = {"dna": "aido_dna_300m", "rna": "aido_rna_1m_mars", "protein": "esm2_8m"}
 CLASSES, NUMBERS = "sequence_classification", "sequence_regression"
+CELL_TYPES, CELL_NUMBERS = "cell_classification", "cell_regression"
 RESIDUES, PAIRS = "token_classification", "pairwise_classification"
 VARIANTS, FUSED, LANGUAGE = (
     "zero_shot_variants",

@@ -16,6 +16,7 @@ modifications_tiny      three 0/1 labels: whether a motif occurs
 paired_modalities_tiny  label = truth + N(0, 0.3^2), of a gene's promoter and its protein, either of
                         which may be missing
 dms_tiny                label = truth + N(0, 0.3^2), of mutants of WILD_TYPE
+cells_tiny              cells of a tissue: simulated_cells.py
 
 All sequences are drawn independently, so that a random split is an honest one.
 """
@@ -285,6 +286,9 @@ def main(folder: Path = BUNDLED) -> None:
         packed = gzip.compress(as_tsv(name).encode(), compresslevel=9, mtime=0)
         (folder / f"{name}.tsv.gz").write_bytes(packed)
         print(f"{name}.tsv.gz: {len(packed):,} bytes")
+    from mgen.data.named import simulated_cells
+
+    simulated_cells.write(folder / "cells_tiny.h5ad")
 
 
 def _random_dna(rng: np.random.Generator, at: float, length: int) -> str:
