@@ -239,8 +239,9 @@ def _show_adapter(name: str) -> None:
 
 
 def _show_data(name: str) -> None:
-    from mgen.data.sources.places import SHARED_PREFIX, local_file
+    from mgen.data.sources.places import local_file
     from mgen.data.zoo import ZOO as DATA
+    from mgen.io.files import SHARED_PREFIX
 
     entry = DATA[name]
     facts = {field.name: getattr(entry, field.name) for field in fields(entry)}

@@ -19,9 +19,10 @@ from typing import Any
 
 from mgen.backbones.zoo import ZOO as BACKBONES
 from mgen.config import InputError, flag_values, unknown
-from mgen.data.sources.places import HUB_PREFIX, SHARED_PREFIX, hub_folder, local_file
+from mgen.data.sources.places import HUB_PREFIX, hub_folder, local_file
 from mgen.data.table import Table
 from mgen.data.zoo import ZOO as DATA
+from mgen.io.files import SHARED_PREFIX
 from mgen.report import number, print_table
 
 ROOT = Path(__file__).parent.parent

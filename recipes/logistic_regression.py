@@ -37,6 +37,7 @@ class Config:
     train: Train = Train(epochs=0, batch_size=256)
     pool: tuple[linear.Pool, ...] = ("mean",)  # one or several, side by side
     kmers: int = 6  # letters of the longest words that --pool kmers counts
+    standardise: bool = False  # divide features by their standard deviation in training
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # tried ones
     cv_folds: int = 5  # of the training rows, to choose the penalty
     classes: int = 0  # number of classes 0, 1, ...; 0: the classes found in the training rows
@@ -80,7 +81,9 @@ class LogisticRegression(Task):
         if cfg.class_weights and not cfg.multilabel:
             weights = torch.tensor(self.facts["weights"])[y]
         classes = len(self.facts["classes"])
-        weight, bias, penalty = logistic(x, y, classes, weights, cfg.penalties, cfg.cv_folds)
+        weight, bias, penalty = logistic(
+            x, y, classes, weights, cfg.penalties, cfg.cv_folds, cfg.standardise
+        )
         self.facts["penalty"] = penalty
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)
@@ -125,7 +128,9 @@ def negative_log_likelihood(logits: Tensor, y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction="none")
 
 
-def logistic(x: Tensor, y: Tensor, classes: int, weights: Tensor, penalties, folds: int):
+def logistic(
+    x: Tensor, y: Tensor, classes: int, weights: Tensor, penalties, folds: int, standardise=False
+):
     """Weights (K, P), biases (K,) and the penalty of the greatest likelihood in `folds` folds.
 
     Minimises the sum of the rows' losses, times `weights` (N,), plus penalty / 2 |w|^2 over x
@@ -141,7 +146,7 @@ def logistic(x: Tensor, y: Tensor, classes: int, weights: Tensor, penalties, fol
     deal[order] = torch.arange(len(y)) % folds
     is_pair = y.ndim == 1 and classes == 2
     y = y[:, None] if is_pair else y
-    x, restore = linear.compact(x)
+    x, restore = linear.compact(x, standardise)
     # How the loss of a row curves where w is 0, on average; above 0 if all rows are of one class.
     hot = y.double() if y.ndim == 2 else F.one_hot(y, classes).double()
     curve = hot.var(0).mean().clamp(min=1e-3)

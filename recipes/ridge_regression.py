@@ -32,6 +32,7 @@ class Config:
     train: Train = Train(epochs=0, batch_size=256)
     pool: tuple[linear.Pool, ...] = ("mean",)  # one or several, side by side
     kmers: int = 6  # letters of the longest words that --pool kmers counts
+    standardise: bool = False  # divide features by their standard deviation in training
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # tried ones
     cv_folds: int = 5  # of the training rows, to choose the penalty
     special_tokens: bool = False  # use [CLS] and the like too
@@ -62,7 +63,9 @@ class RidgeRegression(Task):
     @torch.no_grad()
     def initialise(self, batches) -> None:
         x, y = linear.training_matrix(self, batches())
-        weight, bias, self.facts["penalty"] = ridge(x, y, self.cfg.penalties, self.cfg.cv_folds)
+        cfg = self.cfg
+        weight, bias, penalty = ridge(x, y, cfg.penalties, cfg.cv_folds, cfg.standardise)
+        self.facts["penalty"] = penalty
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)
 
@@ -85,14 +88,14 @@ class RidgeRegression(Task):
         return regression_figures(folder, self.cfg.data.y_cols, predictions, labels)
 
 
-def ridge(x: Tensor, y: Tensor, penalties: tuple[float, ...], folds: int):
+def ridge(x: Tensor, y: Tensor, penalties, folds: int, standardise: bool = False):
     """Weights (K, P), biases (K,) and the penalty of the least squared error in `folds` folds.
 
     Minimises |y - xw - b|^2 + penalty |w|^2 over x (N, P) and y (N, K) without penalising b (Hoerl
     and Kennard 1970), through Gram matrices: that of a fold's training rows is the one of all rows
     without that of the fold. Rows are dealt to folds by a fixed shuffle.
     """
-    x, restore = linear.compact(x)
+    x, restore = linear.compact(x, standardise)
     level = y.double().mean(0)
     y = y.double() - level
     gram, cross = x.T @ x, x.T @ y

@@ -85,7 +85,7 @@ LAYERS = {
         "data",
         "config",
     },
-    "experiments": {"backbones", "leaderboards", "data", "config", "report"},
+    "experiments": {"backbones", "leaderboards", "data", "io", "config", "report"},
     "card": {"backbones", "io", "report"},
     "export": {
         "calibration",
@@ -120,7 +120,17 @@ LAYERS = {
         "config",
         "report",
     },
-    "cli": {"audit", "backbones", "commands", "data", "config", "experiments", "export", "report"},
+    "cli": {
+        "audit",
+        "backbones",
+        "commands",
+        "data",
+        "io",
+        "config",
+        "experiments",
+        "export",
+        "report",
+    },
     "__main__": {"cli"},
     "__init__": {"backbones", "apply"},
 }

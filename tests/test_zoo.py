@@ -13,6 +13,7 @@ import torch
 
 from mgen import cli
 from mgen.backbones import BACKBONES, backbone
+from mgen.backbones.cells import READING
 from mgen.backbones.zoo import ZOO, find
 
 TABLE = """
@@ -35,6 +36,7 @@ aido_protein_rag_16b protein fm4bio 2304 36 36 7680 44 12800 AIDO.Protein-RAG-16
 aido_protein_rag_3b protein fm4bio 2560 36 - 6832 128 12800 AIDO.Protein-RAG-3B
 aido_protein2structoken_16b protein fm4bio 2304 36 36 - 44 2048 AIDO.Protein2StructureToken-16B
 aido_protein_debug protein fm4bio 64 2 4 128 128 2048 -
+cell_log1p cell logcounts 19264 0 0 0 0 1 -
 esm2_8m protein esm 320 6 20 1280 33 1026 facebook/esm2_t6_8M_UR50D
 esm2_35m protein esm 480 12 20 1920 33 1026 facebook/esm2_t12_35M_UR50D
 esm2_150m protein esm 640 30 20 2560 33 1026 facebook/esm2_t30_150M_UR50D
@@ -129,10 +131,10 @@ def test_every_name_says_where_it_is_from_and_what_one_may_do(entry):
     assert (
         entry.hub.count("/") == 1
         or entry.name in ("aido_dna_debug", "aido_protein_debug", "dna_tiny")
-        or (entry.family == "onehot")
+        or entry.family in ("onehot", "logcounts")
     )
     assert entry.licence and entry.citation and entry.revision
-    assert entry.modality in ("dna", "rna", "protein")
+    assert entry.modality in ("dna", "rna", "protein", "cell")
     assert (
         not entry.hub
         or "doi:" in entry.citation
@@ -158,10 +160,12 @@ def test_parameters_are_those_of_the_network(name):
     entry = ZOO[name]
     # The number of heads, where it is not published, does not change the count.
     facts = dataclasses.replace(entry, heads=entry.heads or 40).config_json()
+    facts |= {"gene_list": "simulated"}  # published ones are no part of the repository
     choice = backbone(name, random_weights=True)
     wrapper, options = BACKBONES.construct(choice)
     with torch.device("meta"):
         tokenizer = wrapper.make_tokenizer(choice, facts, **options)
+        options = {key: value for key, value in options.items() if key not in READING}
         network = wrapper(wrapper.read(facts), tokenizer, set(), **options)
     assert sum(map(torch.numel, network.parameters())) == entry.parameters
 

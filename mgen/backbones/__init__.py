@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mgen.backbones.sequence import SequenceBackbone
     from mgen.backbones.tokenizer import Tokenizer
 
+Values = Literal["counts", "decimal", "log1p"]
 FAMILIES = ("rnabert", "fm4bio")  # own families with checkpoints, by `model_type` of config.json
 
 
@@ -360,6 +361,20 @@ def _onehot() -> tuple:
     from mgen.backbones.onehot import OneHotBackbone
 
     return OneHotBackbone, {}
+
+
+@BACKBONES.register("logcounts")
+def _logcounts(*, genes: str = "", values: Values = "counts", as_published: bool = False) -> tuple:
+    """Logarithms of a cell's normalised counts, without a network.
+
+    Args:
+        genes: table with a column gene_name or ensembl_id, or .h5ad file, whose genes these are
+        values: what cells hold: counts, counts that are not whole, or ln(1 + 1e4 c / T) of them
+        as_published: of a gene's columns in a file the first counts, not their sum
+    """
+    from mgen.backbones.logcounts import LogCountsBackbone
+
+    return LogCountsBackbone, {"genes": genes, "values": values, "as_published": as_published}
 
 
 @BACKBONES.register("none")

@@ -26,7 +26,7 @@ class CellBackbone(SequenceBackbone):
 
     @staticmethod
     def num_genes(config: Any) -> int:
-        """Genes of the model's input."""
+        """Genes of the model's input; 0: any number."""
         return config.max_position_embeddings
 
     @classmethod
@@ -47,7 +47,7 @@ class CellBackbone(SequenceBackbone):
         file = genes or (str(own) if own and own.is_file() else "")
         kind, size = config_json.get("gene_list", cls.gene_list), cls.num_genes(config)
         found = gene_list(kind, file, size)
-        if len(found) != size:
+        if size and len(found) != size:
             raise InputError(
                 f"{file or kind}: {len(found):,} genes, but {choice.name} reads {size:,}. Name its "
                 "own list with --backbone.genes"

@@ -22,7 +22,7 @@ import numpy as np
 
 from mgen.config import Absent, InputError
 from mgen.io.counts import GeneTable
-from mgen.io.files import shared_folder
+from mgen.io.files import shared_file, shared_folder
 from mgen.io.remote import fetched
 
 FOLDER = "genes"  # of the shared data
@@ -186,7 +186,7 @@ def gene_list(kind: str, file: str = "", size: int = 0) -> GeneList:
 @functools.lru_cache(maxsize=8)
 def _listed(kind: str, file: str, shared: str) -> GeneList:
     if file:
-        return _completed(read_genes(Path(file).expanduser()), shared)
+        return _completed(read_genes(shared_file(file)), shared)
     name, digest = LISTS[kind]
     path = Path(shared) / FOLDER / name
     if not path.is_file():
@@ -227,8 +227,13 @@ def _completed(given: GeneList, shared: str) -> GeneList:
 
 
 def read_genes(path: Path) -> GeneList:
-    """A list in a file. Raises InputError for one without such columns, or with names twice."""
-    rows = read_table(path)
+    """A list in a file, or the index of var of an AnnData file.
+
+    Raises InputError for one without such columns, or with names twice.
+    """
+    rows = (
+        [{"gene_name": n} for n in var_names(path)] if path.suffix == ".h5ad" else read_table(path)
+    )
     columns = {"gene_name", "ensembl_id"} & {*(rows[0] if rows else ())}
     if not columns:
         raise InputError(f"{path}: expected a table with a column gene_name or ensembl_id")
@@ -254,6 +259,18 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             return [*csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
     except (OSError, EOFError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a table of genes: {error}") from None
+
+
+def var_names(path: Path) -> list[str]:
+    """The genes of an AnnData file. Raises InputError."""
+    from mgen.io import h5ad
+
+    try:
+        with h5ad.library().File(path) as file:
+            var = file["var"]
+            return var[var.attrs["_index"]].asstr()[:].tolist()
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: no AnnData file, or a damaged one: {error}") from None
 
 
 def _plain(name: str) -> str:

@@ -264,6 +264,7 @@ _ENTRIES = (
     _esm("esm2_15b", "esm2_t48_15B", 5120, 48, 40, 15_129_100_194),
     _made("dna_onehot", "onehot", "dna", 512, 16, 0, 0, 0, 16, 0, {}, why=BASELINE),
     _made("protein_onehot", "onehot", "protein", 512, 44, 0, 0, 0, 44, 0, {}, why=BASELINE),
+    _made("cell_log1p", "logcounts", "cell", 1, 19264, 0, 0, 0, 0, 0, {}, why=BASELINE),
     # name, width, layers, heads, ffn, parameters
     _esmc("300m", 960, 30, 15, 2560, 300_000_000),
     _esmc("600m", 1152, 36, 18, 3072, 600_000_000),

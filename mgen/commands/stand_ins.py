@@ -25,11 +25,10 @@ from mgen.config import InputError
 from mgen.data.sources.places import (
     BUNDLED_PREFIX,
     HUB_PREFIX,
-    SHARED_PREFIX,
     local_file,
 )
 from mgen.data.table import Table
-from mgen.io.files import shared_folder
+from mgen.io.files import SHARED_PREFIX, shared_folder
 
 SMALL = {"width": 64, "layers": 2, "heads": 4, "ffn": 128}
 CONTEXT, EXPERTS = 512, 4  # the first where none is published

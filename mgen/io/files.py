@@ -17,6 +17,7 @@ from pathlib import Path
 from mgen.config import InputError
 
 REMEMBERED_BYTES = 64 << 20  # smaller files are hashed each time
+SHARED_PREFIX = "shared:"  # files below $MGEN_SHARED/data, wherever that is
 RACY_SECONDS = 2.0  # a file changed so shortly before might change again within one clock tick
 
 
@@ -49,6 +50,13 @@ def shared_folder() -> Path:
     """
     beside = Path(__file__).parents[2].parent / "shared"
     return Path(os.environ.get("MGEN_SHARED") or beside).expanduser() / "data"
+
+
+def shared_file(path: str) -> Path:
+    """Where "shared:NAME" is on this machine; any other path as it is."""
+    if path.startswith(SHARED_PREFIX):
+        return shared_folder() / path.removeprefix(SHARED_PREFIX)
+    return Path(path).expanduser()
 
 
 def kept_files() -> dict[str, list[Path]]:

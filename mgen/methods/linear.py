@@ -160,8 +160,10 @@ def training_matrix(task, batches: Iterator[dict[str, Tensor]]) -> tuple[Tensor,
     return x[: len(labels)], labels
 
 
-def compact(x: Tensor) -> tuple[Tensor, Callable]:
+def compact(x: Tensor, standardise: bool = False) -> tuple[Tensor, Callable]:
     """Columns that vary, centred, float64 and, if they are more than rows, rotated: (N, R).
+
+    `standardise` divides each by its standard deviation first.
 
     An L2 penalty sees no rotation, and gives a constant column weight 0. Also returns what turns
     weights (R, K) and biases (K,) for these into weights (K, P) and biases for `x`.
@@ -170,13 +172,15 @@ def compact(x: Tensor) -> tuple[Tensor, Callable]:
     narrow = x[:, varies].double()
     center = narrow.mean(0)
     narrow -= center
+    spread = narrow.std(0, correction=0) if standardise else torch.ones_like(center)
+    narrow /= spread
     basis = None
     if len(narrow) < narrow.shape[1]:
         basis, upper = torch.linalg.qr(narrow.T)
         narrow = upper.T.contiguous()
 
     def restore(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        weight = weight if basis is None else basis @ weight
+        weight = (weight if basis is None else basis @ weight) / spread[:, None]
         whole = weight.new_zeros(len(varies), weight.shape[1])
         whole[varies] = weight
         return whole.T, bias - center @ weight

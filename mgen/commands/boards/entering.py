@@ -12,8 +12,9 @@ from mgen.commands.boards.board import NUCLEIC, Board, BoardEntry, BoardTask
 from mgen.commands.boards.cells import Asked
 from mgen.commands.checking import directions, parsed, types_of
 from mgen.config import Absent, InputError, flag_values, plain, unknown
-from mgen.data.sources.places import SHARED_PREFIX, local_file
+from mgen.data.sources.places import local_file
 from mgen.data.zoo import ZOO as DATA
+from mgen.io.files import SHARED_PREFIX
 from mgen.io.remote import is_remote
 from mgen.report import console
 from mgen.train import REPORTED, Session

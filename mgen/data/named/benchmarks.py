@@ -27,8 +27,8 @@ from mgen.data.named.published import (
     VARIANTS,
     Entry,
 )
-from mgen.data.sources.places import SHARED_PREFIX
 from mgen.data.table import Table
+from mgen.io.files import SHARED_PREFIX
 
 GPL = "GPL 3.0: of the repository; the measurements are public"
 PUBLIC = "unknown: public sequences, the repository states no licence"

@@ -8,8 +8,9 @@ into $MGEN_SHARED/data/<folder>; `source` says where they come from.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mgen.data.sources.places import BUNDLED_PREFIX, SHARED_PREFIX
+from mgen.data.sources.places import BUNDLED_PREFIX
 from mgen.data.table import Table
+from mgen.io.files import SHARED_PREFIX
 
 # Licences: what listings show, then the rest of it.
 APACHE, MIT, CC_BY = "Apache 2.0", "MIT", "CC BY 4.0"
@@ -83,7 +84,12 @@ class Entry:
         )
 
 
-EXAMPLES = {"dna": "aido_dna_300m", "rna": "aido_rna_1m_mars", "protein": "esm2_8m"}
+EXAMPLES = {
+    "dna": "aido_dna_300m",
+    "rna": "aido_rna_1m_mars",
+    "protein": "esm2_8m",
+    "cell": "aido_cell_3m",
+}
 CLASSES, NUMBERS = "sequence_classification", "sequence_regression"
 CELL_TYPES, CELL_NUMBERS = "cell_classification", "cell_regression"
 RESIDUES, PAIRS = "token_classification", "pairwise_classification"

@@ -8,8 +8,8 @@ share of gene g in a cell   softmax over genes of: N(0, 1) of the gene
                             + N(0, 0.3) of the gene in batch B
 total of a cell             log-normal about DEPTH, in batch B half of it
 counts                      Poisson(total * share)
-cell_type                   the true type (column `truth`), except that a share MISLABELLED of the
-                            cells carries another: no model can exceed an accuracy of 1 - MISLABELLED
+cell_type                   the true type (column `truth`); a share MISLABELLED of the cells
+                            carries another: no accuracy can exceed 1 - MISLABELLED
 age                         uniform, 20 to 80
 x, y, niche                 three niches are blobs of the plane, each with its own mix of types
 density                     number of other cells within RADIUS

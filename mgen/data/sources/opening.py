@@ -19,7 +19,6 @@ from mgen.data.sources.hub_sets import hub_splits
 from mgen.data.sources.places import (
     BUNDLED_PREFIX,
     HUB_PREFIX,
-    SHARED_PREFIX,
     hub_folder,
     local_file,
     neighbour,
@@ -27,7 +26,7 @@ from mgen.data.sources.places import (
 from mgen.data.splitting.assigning import NO_ROWS, assign
 from mgen.data.table import Rows, Table
 from mgen.io.arrow import damaged, is_mappable, saved_parts
-from mgen.io.files import content_digest
+from mgen.io.files import SHARED_PREFIX, content_digest
 from mgen.io.remote import is_remote, remote_files, without_query
 from mgen.io.tables import FASTA, READERS, Batches, is_table, read, table_format
 

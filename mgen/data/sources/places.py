@@ -4,12 +4,11 @@ import re
 from pathlib import Path
 
 from mgen.config import nearest
-from mgen.io.files import shared_folder
+from mgen.io.files import shared_file, shared_folder
 from mgen.io.remote import fetched, is_remote
 
 BUNDLED = Path(__file__).parents[1] / "named" / "bundled"
 BUNDLED_PREFIX = "bundled:"  # so that a saved config does not hold where mgen is installed
-SHARED_PREFIX = "shared:"  # files below $MGEN_SHARED/data, likewise
 HUB_PREFIX = "hf://datasets/"
 
 
@@ -19,9 +18,7 @@ def local_file(path: str) -> Path:
         return fetched(path)
     if path.startswith(BUNDLED_PREFIX):
         return BUNDLED / path.removeprefix(BUNDLED_PREFIX)
-    if path.startswith(SHARED_PREFIX):
-        return shared_folder() / path.removeprefix(SHARED_PREFIX)
-    return Path(path).expanduser()
+    return shared_file(path)
 
 
 def hub_folder(name: str) -> Path | None:
