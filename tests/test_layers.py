@@ -143,6 +143,7 @@ WITHOUT_TORCH = (
     "commands/sweeps/plan.py",
     "experiments.py",
     "report.py",
+    "io/cells.py",
     "io/tables.py",
     "backbones/zoo.py",
     "data/zoo.py",

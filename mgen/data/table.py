@@ -41,6 +41,7 @@ class Table(Choice):
     revision: str = "main"  # revision of a hub data set
     max_rows: int = 0  # first rows of each file or split; of the hub no more is fetched; 0: all
     query: str = ""  # SQL query of an SQLite or DuckDB file; empty: all of its only table
+    layer: str = ""  # layer of files of cells that holds the counts, or raw; empty: X
     x_col: str = "sequence"  # column of sequences
     genome: str = ""  # FASTA whose intervals the rows are: x_col gets the sequences there
     window: int = 0  # letters read around the middle of an interval or variant; 0: the interval

@@ -83,9 +83,14 @@ def content_digest(path: Path) -> str:
     """The sha256 of a file's content. Raises InputError if it cannot be read.
 
     That of a large file is remembered under its inode, size, time of change and time of status
-    change. The last cannot be set by hand, so an edit is seen whatever the others say.
+    change. The last cannot be set by hand, so an edit is seen whatever the others say. That of a
+    folder is of the names and contents of its files; links are not followed.
     """
     try:
+        if path.is_dir():
+            inside = sorted(f for f in path.rglob("*") if f.is_file() and not f.is_symlink())
+            facts = [(f.relative_to(path).as_posix(), content_digest(f)) for f in inside]
+            return hashlib.sha256(repr(facts).encode()).hexdigest()
         before, now = path.stat(), time.time()
         if before.st_size < REMEMBERED_BYTES or now - before.st_ctime < RACY_SECONDS:
             return _hashed(path)

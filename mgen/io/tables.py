@@ -21,6 +21,7 @@ import pyarrow as pa
 from mgen.config import InputError
 from mgen.io import bed
 from mgen.io.arrow import ARROW, arrow_batches
+from mgen.io.cells import is_cell_folder, read_cells
 from mgen.io.columns import place, plain_types, reject_duplicates, short, unified
 from mgen.io.databases import DATABASES
 from mgen.io.lines import decoded, lines, not_utf8, reject_wide, size_of
@@ -37,12 +38,12 @@ LARGEST_BATCH = 64 << 20  # characters of FASTA sequence held at once
 Batches = Iterator[pa.RecordBatch]
 
 
-def read(path: str | Path, query: str = "") -> Batches:
+def read(path: str | Path, query: str = "", layer: str = "") -> Batches:
     """Stream a file as record batches that share one schema; at least one row or InputError.
 
     CSV, TSV and FASTA columns are text exactly as written ("NA" is a sequence, an empty cell is
     ""); JSON, Parquet, Arrow and databases keep their types. `query` is the SELECT that makes the
-    rows of a database; without one they are those of its only table.
+    rows of a database; without one they are those of its only table. `layer` is that of cells.
     """
     path = Path(path)
     suffix = table_format(path)
@@ -50,7 +51,13 @@ def read(path: str | Path, query: str = "") -> Batches:
         raise InputError(
             f"{path}: --data.query is for databases ({', '.join(DATABASES)}). Set --data.query ''"
         )
-    reader = functools.partial(READERS[suffix], **({"query": query} if query else {}))
+    if layer and suffix not in CELLS:
+        raise InputError(f"{path}: --data.layer is for files of cells. Set --data.layer ''")
+    options = {"query": query, "layer": layer}
+    reader = functools.partial(READERS[suffix], **{k: v for k, v in options.items() if v})
+    if path.is_dir():
+        yield from reader(path, None)
+        return
     try:
         with _opened(path) as file:
             head = file.peek(1)
@@ -76,6 +83,8 @@ def read(path: str | Path, query: str = "") -> Batches:
 
 def table_format(path: str | Path) -> str:
     """The suffix that decides how a file is read, ".gz" aside. Raises InputError if unknown."""
+    if is_cell_folder(Path(path)):
+        return ".zarr" if Path(path).suffix.lower() == ".zarr" else ".mtx"
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     is_packed = suffixes[-1:] == [".gz"]
     suffix = [*suffixes, ""][len(suffixes) - 1 - is_packed] if suffixes else ""
@@ -84,8 +93,8 @@ def table_format(path: str | Path) -> str:
         raise InputError(
             f"{path}: the suffix '{suffix}' says no known format; known: {known} and .gz of each"
         )
-    if is_packed and suffix in DATABASES:
-        raise InputError(f"{path}: a database is read where it lies: gunzip it first")
+    if is_packed and suffix in {*DATABASES, *CELLS}:
+        raise InputError(f"{path}: such a file is read where it lies: gunzip it first")
     return suffix
 
 
@@ -345,6 +354,8 @@ def _grouped(records: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]
         yield group
 
 
+CELLS = (".h5ad", ".h5", ".zarr", ".mtx")  # the last: a folder of 10x with matrix.mtx in it
+
 READERS: dict[str, Callable[[Path, IO[bytes]], Batches]] = {
     ".csv": lambda path, file: _read_delimited(path, file, ","),
     ".tsv": lambda path, file: _read_delimited(path, file, "\t"),
@@ -358,5 +369,6 @@ READERS: dict[str, Callable[[Path, IO[bytes]], Batches]] = {
     },
     ".vcf": read_vcf,
     **DATABASES,
+    **dict.fromkeys(CELLS, lambda path, file, layer="": read_cells(path, layer)),
 }
-BINARY = {".parquet", *ARROW, *DATABASES}
+BINARY = {".parquet", *ARROW, *DATABASES, *CELLS}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mgen.io.cells import GENES
 from mgen.io.files import content_digest, kept, reading
 from mgen.io.tables import READER_VERSION, Batches, read, table_format
 
@@ -38,7 +39,17 @@ def cached(
 
     file = kept("tables", f"{key}.arrow", write)
     with reading(file):
-        return datasets.Dataset.from_file(str(file)), digest
+        return _with_genes(datasets.Dataset.from_file(str(file)), file), digest
+
+
+def _with_genes(dataset: datasets.Dataset, file: Path) -> datasets.Dataset:
+    """The genes of cells, which `datasets` drops from the schema, as the description."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as source:
+        genes = (pa.ipc.open_stream(source).schema.metadata or {}).get(GENES, b"")
+    dataset.info.description = genes.decode()
+    return dataset
 
 
 def write_batches(target: Path, batches: Batches) -> None:

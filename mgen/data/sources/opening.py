@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -26,9 +27,11 @@ from mgen.data.sources.places import (
 from mgen.data.splitting.assigning import NO_ROWS, assign
 from mgen.data.table import Rows, Table
 from mgen.io.arrow import damaged, is_mappable, saved_parts
+from mgen.io.cells import is_cell_folder
+from mgen.io.counts import GeneTable, gene_table
 from mgen.io.files import SHARED_PREFIX, content_digest
 from mgen.io.remote import is_remote, remote_files, without_query
-from mgen.io.tables import FASTA, READERS, Batches, is_table, read, table_format
+from mgen.io.tables import CELLS, FASTA, READERS, Batches, is_table, read, table_format
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # how the hub names the files of one split
 
@@ -63,7 +66,12 @@ def open_table(table: Table, split: bool) -> Rows:
     if not parts:
         raise InputError(f"--data.path {table.path!r}: names no file")
     dataset = _joined([part.name for part in parts], [part.rows for part in parts])
-    rows = Rows(table, dataset, [(part.name, len(part.rows), part.digest) for part in parts])
+    rows = Rows(
+        table,
+        dataset,
+        [(part.name, len(part.rows), part.digest) for part in parts],
+        _genes(table, parts),
+    )
     for part in parts:
         known = part.rows.column_names
         if table.x_col in dataset.column_names and table.x_col not in known:
@@ -89,6 +97,19 @@ def open_table(table: Table, split: bool) -> Rows:
             raise InputError(message if known else f"{rows.names[0]}: {message}") from None
     rows.plan = "; ".join([*opener.said, *_padded(rows), *([rows.plan] if rows.plan else [])])
     return rows
+
+
+def _genes(table: Table, parts: list[Part]) -> list[GeneTable]:
+    """Of each file of cells its genes; one table cannot hold cells and sequences."""
+    found = [part.rows.info.description for part in parts]
+    if not any(found):
+        return []
+    if not all(found):
+        raise InputError(f"{parts[found.index('')].name}: has no counts, which other files have")
+    return [
+        gene_table(json.loads(text), table.gene_col, part.name)
+        for text, part in zip(found, parts, strict=True)
+    ]
 
 
 def _joined(names: list[str], parts: list[Any]) -> Any:
@@ -130,6 +151,8 @@ class _Opener:
         keys = []
         if table.query:
             keys.append(f"query {table.query}")
+        if table.layer:
+            keys.append(f"layer {table.layer}")
         if table.wild_type:
             keys.append(f"{VERSION} {self.wild_type} {table.x_col} {table.first_position}")
         if table.genome:
@@ -137,8 +160,8 @@ class _Opener:
         self.key = " ".join(keys)  # of what turns the rows of a file into those of the table
 
     def change(self, path: Path, batches: Batches) -> Batches:
-        if self.table.query:
-            batches = read(path, self.table.query)
+        if self.table.query or self.table.layer:
+            batches = read(path, self.table.query, self.table.layer)
         if self.wild_type:
             batches = mutated_batches(path, batches, self.table, self.wild_type)
         if self.table.genome:
@@ -184,6 +207,8 @@ class _Opener:
             self.said.append(f"{piece}: read from the folder {folder}")
             piece = str(folder)
         place = local_file(piece)
+        if is_cell_folder(place):
+            return [self._file(piece)]
         if place.is_dir() and subset and (place / subset).is_dir():
             piece, place, subset = f"{piece}/{subset}", place / subset, ""
         if place.is_dir() and (saved := saved_parts(place)):
@@ -239,10 +264,12 @@ class _Opener:
 
 
 def _as_named(table: Table, name: str, part: Any) -> Any:
-    """A FASTA's sequences and identifiers under the names that the options give such columns."""
-    if not (is_table(without_query(name)) and table_format(without_query(name)) in FASTA):
+    """Sequences of a FASTA, counts of cells, and identifiers under the names of the options."""
+    place = str(local_file(name)) if not is_remote(name) else without_query(name)
+    kind = table_format(place) if is_table(place) or is_cell_folder(Path(place)) else ""
+    if kind not in {*FASTA, *CELLS}:
         return part
-    wanted = {"sequence": table.x_col, "id": table.id_col}
+    wanted = {"sequence" if kind in FASTA else "counts": table.x_col, "id": table.id_col}
     there = {old: new for old, new in wanted.items() if new and new not in part.column_names}
     return part.rename_columns(there) if there else part
 
@@ -288,8 +315,8 @@ def _files(path: str, subset: str) -> list[str]:
 
 def _tables_of(path: str, place: Path, subset: str) -> list[str]:
     inside = sorted(place.iterdir())
-    files = [file for file in inside if file.is_file() and is_table(file)]
-    folders = [file.name for file in inside if file.is_dir()]
+    files = [f for f in inside if f.is_file() and is_table(f) or is_cell_folder(f)]
+    folders = [file.name for file in inside if file.is_dir() and file not in files]
     if subset == "default" and subset not in [*folders, *map(_stem, files)]:
         subset = ""  # as the hub calls the only one
     if not files and "data" in folders:  # where a copy of a hub data set has its files

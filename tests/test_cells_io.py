@@ -1,0 +1,175 @@
+"""Files of cells, compared with what anndata and scipy read of them."""
+
+import gzip
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from scipy import io as scipy_io
+from scipy import sparse
+
+from mgen.config import InputError
+from mgen.data.table import Table
+from mgen.io import cells
+from mgen.io.tables import read
+
+anndata = pytest.importorskip("anndata")
+h5py = pytest.importorskip("h5py")
+CELLS, GENES = 23, 11
+
+
+@pytest.fixture
+def matrix():
+    random = np.random.default_rng(0)
+    return (random.poisson(0.6, (CELLS, GENES)) * random.integers(0, 2, (CELLS, 1))).astype("f4")
+
+
+def made(x, **given):
+    obs = pd.DataFrame(index=[f"c{i}" for i in range(len(x) if not sparse.issparse(x) else CELLS)])
+    obs["kind"] = pd.Categorical(["a", None, *["b"] * (CELLS - 2)])
+    obs["day"] = pd.Categorical([3, 5, *[3] * (CELLS - 2)])
+    obs["age"] = [np.nan, *np.arange(CELLS - 1) / 2]
+    obs["is_ill"] = [True, *[False] * (CELLS - 1)]
+    var = pd.DataFrame({"symbol": [f"S{i}" for i in range(GENES)], "n": range(GENES)})
+    var.index = [f"g{i}" for i in range(GENES)]
+    return anndata.AnnData(x, obs, var, **given)
+
+
+def dense(path, layer=""):
+    table = pa.Table.from_batches(read(path, layer=layer))
+    names = json.loads(table.schema.metadata[b"mgen_genes"])
+    found = np.zeros((table.num_rows, len(names[""])), np.float32)
+    for row, cell in enumerate(table["counts"].to_pylist()):
+        assert cell["genes"] == sorted(cell["genes"])
+        assert 0.0 not in cell["values"]
+        found[row, cell["genes"]] = cell["values"]
+    return found, table, names
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_layouts_give_the_same_rows(tmp_path, monkeypatch, matrix, kind, suffix):
+    monkeypatch.setattr(cells, "MOST_ENTRIES", 17)  # many blocks
+    path = tmp_path / f"a.{suffix}"
+    data = made(kind(matrix), layers={"twice": kind(2 * matrix)})
+    data.raw = made(kind(3 * matrix))
+    getattr(data, f"write_{suffix}")(path)
+    for layer, factor in {"": 1, "twice": 2, "raw": 3}.items():
+        np.testing.assert_array_equal(dense(path, layer)[0], factor * matrix)
+
+
+def test_obs_var_and_places_are_kept(tmp_path, matrix):
+    data = made(matrix)
+    data.obsm["spatial"] = np.arange(2.0 * CELLS).reshape(CELLS, 2)
+    data.write_h5ad(tmp_path / "a.h5ad")
+    _, table, names = dense(tmp_path / "a.h5ad")
+    first, second = table.drop_columns(["counts"]).slice(0, 2).to_pylist()
+    given = {"id": "c0", "kind": "a", "day": 3, "age": None, "is_ill": True}
+    assert first == given | {"spatial_x": 0.0, "spatial_y": 1.0}
+    assert (second["kind"], second["day"], second["age"]) == (None, 5, 0.0)
+    assert names == {k: [f"{v}{i}" for i in range(GENES)] for k, v in (("", "g"), ("symbol", "S"))}
+
+
+def tenx(folder, matrix, kinds):
+    genes = sparse.csc_matrix(matrix.T.astype(int))
+    with h5py.File(folder / "a.h5", "w") as file:
+        group = file.create_group("matrix")
+        for name in ("data", "indices", "indptr"):
+            group[name] = getattr(genes, name)
+        group["shape"] = genes.shape
+        group["barcodes"] = [f"c{i}" for i in range(CELLS)]
+        for name, prefix in (("id", "E"), ("name", "S")):
+            group[f"features/{name}"] = [f"{prefix}{i}" for i in range(GENES)]
+        group["features/feature_type"] = kinds
+    place = folder / "mtx"
+    place.mkdir()
+    scipy_io.mmwrite(place / "matrix.mtx", genes)
+    (place / "barcodes.tsv").write_text("".join(f"c{i}\n" for i in range(CELLS)))
+    lines = "".join(f"E{i}\tS{i}\t{kind}\n" for i, kind in enumerate(kinds))
+    (place / "features.tsv.gz").write_bytes(gzip.compress(lines.encode()))
+    return folder / "a.h5", place
+
+
+def test_10x_files_and_folders_keep_genes_alone(tmp_path, matrix):
+    for path in tenx(tmp_path, matrix, ["Gene Expression"] * 9 + ["Antibody Capture"] * 2):
+        with pytest.warns(UserWarning, match="2 of 11 features"):
+            found, table, names = dense(path)
+        np.testing.assert_array_equal(found, matrix[:, :9])
+        assert table["id"].to_pylist() == [f"c{i}" for i in range(CELLS)]
+        assert (names[""][8], names["gene_ids"][8]) == ("S8", "E8")
+
+
+@pytest.mark.parametrize("name", ["a.h5ad", "a.zarr", "mtx"])
+def test_a_table_of_cells_opens(tmp_path, monkeypatch, matrix, name):
+    monkeypatch.setenv("MGEN_CACHE", str(tmp_path / "cache"))
+    tenx(tmp_path, matrix, ["Gene Expression"] * GENES)
+    made(matrix).write_h5ad(tmp_path / "a.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made(matrix).write_zarr(tmp_path / "a.zarr")
+    rows = Table(path=str(tmp_path / name), y_cols=()).open(split=False)
+    assert len(rows) == CELLS
+    cell = rows.take([4])[0]["sequence"]
+    np.testing.assert_array_equal(cell.genes, np.flatnonzero(matrix[4]))
+    np.testing.assert_array_equal(cell.values, matrix[4][cell.genes])
+    assert len(cell.table) == GENES
+
+
+def broken(path, change):
+    with h5py.File(path, "a") as file:
+        change(file)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def without_x(file):
+    del file["X"]
+
+
+def short_matrix(file):
+    del file["X"]
+    file["X"] = np.zeros((3, GENES))
+
+
+@pytest.mark.parametrize(
+    ("change", "layer", "message"),
+    [
+        (cut, "", "damaged"),
+        (lambda path: broken(path, without_x), "", "no X"),
+        (lambda path: broken(path, short_matrix), "", "obs and var say"),
+        (lambda path: broken(path, lambda file: file.pop("obs")), "", "neither AnnData nor 10x"),
+        (lambda path: None, "absent", "no layer 'absent'; there are twice"),
+        (lambda path: None, "raw", "no layer 'raw'"),
+        (lambda path: path.write_text("id,x\n"), "", "damaged"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, matrix, change, layer, message):
+    path = tmp_path / "a.h5ad"
+    made(matrix, layers={"twice": matrix}).write_h5ad(path)
+    change(path)
+    with pytest.raises(InputError, match=message):
+        [*read(path, layer=layer)]
+
+
+def test_bad_columns_and_counts_are_refused(tmp_path, matrix):
+    path, data = tmp_path / "a.h5ad", made(matrix)
+    data.obs["counts"] = 1
+    data.write_h5ad(path)
+    with pytest.raises(InputError, match="'counts', a reserved name"):
+        [*read(path)]
+    large = matrix.astype(np.int64)
+    large[5, 2] = 1 << 25
+    made(large).write_h5ad(path)
+    with pytest.raises(InputError, match="row 6: a count of 33554432"):
+        [*read(path)]
+    made(matrix)[:0].copy().write_h5ad(path)
+    with pytest.raises(InputError, match="no cells"):
+        [*read(path)]
+    (tmp_path / "a.h5ad.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="gunzip it first"):
+        [*read(tmp_path / "a.h5ad.gz")]
