@@ -13,7 +13,7 @@ from scipy import sparse
 
 from mgen.config import InputError
 from mgen.data.table import Table
-from mgen.io import cells
+from mgen.io import cells, h5ad
 from mgen.io.tables import read
 
 anndata = pytest.importorskip("anndata")
@@ -173,3 +173,31 @@ def test_bad_columns_and_counts_are_refused(tmp_path, matrix):
     (tmp_path / "a.h5ad.gz").write_bytes(b"")
     with pytest.raises(InputError, match="gunzip it first"):
         [*read(tmp_path / "a.h5ad.gz")]
+
+
+def test_vectors_join_a_copy_that_is_else_the_same(tmp_path, matrix):
+    path, target = tmp_path / "a.h5ad", tmp_path / "b.h5ad"
+    data = made(sparse.csr_matrix(matrix), uns={"k": np.arange(3)})
+    data.obsm["X_old"] = np.zeros((CELLS, 2))
+    data.write_h5ad(path)
+    before, vectors = path.read_bytes(), np.random.default_rng(1).random((CELLS, 4), np.float32)
+    with pytest.warns(UserWarning, match="X_old"):
+        h5ad.copy_with(path, target, {"old": iter([vectors[:9], vectors[9:]])})
+    found = anndata.read_h5ad(target)
+    np.testing.assert_array_equal(found.obsm["X_old"], vectors)
+    np.testing.assert_array_equal(found.X.toarray(), matrix)
+    pd.testing.assert_frame_equal(found.obs, data.obs)
+    assert found.uns["k"].tolist() == [0, 1, 2] and path.read_bytes() == before
+    for rows in (5, CELLS + 1):
+        with pytest.raises(InputError, match="23 cells, but"):
+            h5ad.copy_with(path, tmp_path / "c.h5ad", {"new": iter([np.zeros((rows, 2))])})
+    assert {file.name for file in tmp_path.iterdir()} == {"a.h5ad", "b.h5ad"}
+
+
+def test_vectors_of_10x_come_with_its_counts(tmp_path, matrix):
+    source, _ = tenx(tmp_path, matrix, ["Gene Expression"] * GENES)
+    h5ad.copy_with(source, tmp_path / "b.h5ad", {"new": iter([np.ones((CELLS, 2))])})
+    found = anndata.read_h5ad(tmp_path / "b.h5ad")
+    np.testing.assert_array_equal(found.X.toarray(), matrix)
+    assert found.var["gene_ids"].tolist() == [f"E{i}" for i in range(GENES)]
+    assert found.obsm["X_new"].shape == (CELLS, 2)
