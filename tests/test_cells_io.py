@@ -201,3 +201,11 @@ def test_vectors_of_10x_come_with_its_counts(tmp_path, matrix):
     np.testing.assert_array_equal(found.X.toarray(), matrix)
     assert found.var["gene_ids"].tolist() == [f"E{i}" for i in range(GENES)]
     assert found.obsm["X_new"].shape == (CELLS, 2)
+
+
+def test_a_link_in_a_folder_is_refused(tmp_path, matrix):
+    _, place = tenx(tmp_path, matrix, ["Gene Expression"] * GENES)
+    (place / "matrix.mtx").rename(tmp_path / "other.mtx")
+    (place / "matrix.mtx").symlink_to(tmp_path / "other.mtx")
+    with pytest.raises(InputError, match=r"matrix\.mtx: is a link"):
+        Table(path=str(place), y_cols=()).open(split=False)

@@ -84,11 +84,14 @@ def content_digest(path: Path) -> str:
 
     That of a large file is remembered under its inode, size, time of change and time of status
     change. The last cannot be set by hand, so an edit is seen whatever the others say. That of a
-    folder is of the names and contents of its files; links are not followed.
+    folder is of the names and contents of its files; one with links in it is refused.
     """
     try:
         if path.is_dir():
-            inside = sorted(f for f in path.rglob("*") if f.is_file() and not f.is_symlink())
+            inside = sorted(path.rglob("*"))
+            if links := [file for file in inside if file.is_symlink()]:
+                raise InputError(f"{links[0]}: is a link. Put what it points to into the folder")
+            inside = [file for file in inside if file.is_file()]
             facts = [(f.relative_to(path).as_posix(), content_digest(f)) for f in inside]
             return hashlib.sha256(repr(facts).encode()).hexdigest()
         before, now = path.stat(), time.time()
