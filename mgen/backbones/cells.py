@@ -23,6 +23,7 @@ class CellBackbone(SequenceBackbone):
     modality_by_default = "cell"
     tokenizer_type: ClassVar[type[CellTokenizer]]
     gene_list: ClassVar[str]
+    reading: ClassVar[tuple[str, ...]] = READING  # options of the tokenizer, not of the network
 
     @staticmethod
     def num_genes(config: Any) -> int:
@@ -52,6 +53,7 @@ class CellBackbone(SequenceBackbone):
                 f"{file or kind}: {len(found):,} genes, but {choice.name} reads {size:,}. Name its "
                 "own list with --backbone.genes"
             )
+        options = {name: value for name, value in options.items() if name in cls.reading}
         return cls.tokenizer_type(
             found,
             config=config,
@@ -62,7 +64,7 @@ class CellBackbone(SequenceBackbone):
 
     @classmethod
     def load(cls, choice, config_json: dict, tokenizer: CellTokenizer, **options):
-        options = {name: value for name, value in options.items() if name not in READING}
+        options = {name: value for name, value in options.items() if name not in cls.reading}
         return super().load(choice, config_json, tokenizer, **options)
 
     @property

@@ -19,7 +19,7 @@ from mgen.backbones.memory import cast, empty
 from mgen.backbones.tokenizer import Tokenizer
 from mgen.backbones.zoo import find
 from mgen.config import InputError
-from mgen.io.weights import Stored, fetch, list_weights, load_state
+from mgen.io.weights import Stored, Tensors, fetch, list_weights, load_state, read_config
 from mgen.report import warn
 
 if TYPE_CHECKING:
@@ -78,6 +78,16 @@ class SequenceBackbone(nn.Module):
         )
 
     @classmethod
+    def config_file(cls, choice) -> dict:
+        """The checkpoint's config.json; of a family published without, what stands for it."""
+        return read_config(choice.source, choice.at)
+
+    @classmethod
+    def stored(cls, choice) -> Tensors:
+        """The checkpoint's tensors, not read yet."""
+        return list_weights(fetch(choice.source, choice.at))
+
+    @classmethod
     def load(cls, choice, config_json: dict, tokenizer: Tokenizer, **options) -> "SequenceBackbone":
         """The network with its weights, or random ones drawn from torch's current state.
 
@@ -85,7 +95,7 @@ class SequenceBackbone(nn.Module):
         """
         config, tensors, head = cls.read(config_json), {}, {}
         if not choice.is_random:
-            tensors = list_weights(fetch(choice.source, choice.at))
+            tensors = cls.stored(choice)
             head = {k.removeprefix(HEAD): tensors.pop(k) for k in [*tensors] if k.startswith(HEAD)}
             tensors = cls.rename(tensors, config)
         with torch.device("meta"):

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def read_config(source: str, revision: str = "main") -> dict:
         path = Path(_download(source, revision, ["config.json"])) / "config.json"
     if not path.is_file():
         raise InputError(f"{source}: no config.json; expected config.json and {SAFETENSORS[0]}")
-    config = _json(path)
+    config = read_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(config).__name__}")
     return config
@@ -51,6 +52,14 @@ def fetch(source: str, revision: str = "main") -> Path:
             folder = Path(_download(source, revision, ["*.json", "pytorch_model*.bin"]))
     weight_file(folder)
     return folder
+
+
+def fetch_file(source: str, revision: str, *names: str) -> Path | None:
+    """The first of `names` that a folder or hub repository has; None: it has none of them."""
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(_download(source, revision, list(names)))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def weight_file(folder: Path) -> Path:
@@ -99,7 +108,7 @@ def list_weights(folder: Path) -> Tensors:
     path = weight_file(folder)
     if path.suffix != ".json":
         return _list_tensors(path)
-    index = _json(path)
+    index = read_json(path)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
         raise InputError(f"{path}: expected a 'weight_map' of tensor names to file names")
@@ -115,6 +124,37 @@ def list_weights(folder: Path) -> Tensors:
     if missing := sorted(set(shards) - set(tensors)):
         raise InputError(f"{folder}: the shards lack tensors that {path.name} lists: {missing}")
     return tensors
+
+
+def list_file(path: Path, *within: str) -> Tensors:
+    """All tensors of one file; of a pickle the dict that lies under the keys `within`."""
+    if path.suffix == ".safetensors":
+        return _list_tensors(path)
+    return _held(read_pickle(path, *within), path)
+
+
+def read_pickle(path: Path, *within: str) -> object:
+    """What a pickle of tensors and plain values holds under the keys `within`; mapped, not read.
+
+    Raises InputError, also where it holds anything else, which is never run.
+    """
+    advice = "The file is damaged or cut short; copy or download it again."
+    try:
+        # Files of torch before 1.6 are no archives, which alone can be mapped.
+        mapped = zipfile.is_zipfile(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: damaged, or holds more than tensors, which is never run: {reason}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}. {advice}") from None
+    for key in within:
+        if not isinstance(found, dict) or key not in found:
+            raise InputError(f"{path}: expected a dict with '{key}' ({' > '.join(within)})")
+        found = found[key]
+    return found
 
 
 def published_keys(
@@ -178,7 +218,7 @@ def load_state(module: nn.Module, tensors: Tensors, source: str) -> None:
             tensor.copy_(stored)
 
 
-def _json(path: Path) -> object:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -196,17 +236,10 @@ def _list_tensors(path: Path) -> Tensors:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: cannot be read: {error}. {advice}") from None
         return {key: Stored(path, key, tuple(shape)) for key, shape in shapes.items()}
-    try:
-        # Files of torch before 1.6 are no archives, which alone can be mapped.
-        mapped = zipfile.is_zipfile(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{path}: damaged, or holds more than tensors, which is never run: {reason}"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}. {advice}") from None
+    return _held(read_pickle(path), path)
+
+
+def _held(tensors: object, path: Path) -> Tensors:
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
         raise InputError(f"{path}: expected a dict of names to tensors")
     return {key: Held(tensor) for key, tensor in tensors.items()}
