@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from mgen.backbones.tokenizer import Tokenizer
 
 Values = Literal["counts", "decimal", "log1p"]
-FAMILIES = ("rnabert", "fm4bio")  # own families with checkpoints, by `model_type` of config.json
+# Own families with checkpoints, by `model_type` of config.json.
+FAMILIES = ("rnabert", "fm4bio", "scimilarity")
+BY_FIELDS = {  # by other fields of it
+    "scfoundation": {"model": "mae_autobin"},
+    "geneformer": {"model_type": "bert", "modality": "cell"},
+}
+PICKLED = {  # published without config.json, by the file that holds the weights
+    "models.ckpt": "scfoundation",
+    "model_v1.1/encoder.ckpt": "scimilarity",
+    "encoder.ckpt": "scimilarity",
+    "layer_sizes.json": "scimilarity",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +213,8 @@ class Backbone(Choice):
             elif name in ("dropout", "lora_dropout"):
                 if not 0 <= value < 1:
                     raise InputError(f"{flag} {value}: expected a share from 0 to below 1")
+            elif name == "emb_layer":
+                continue  # counts from the end, and is checked where layers are known
             elif isinstance(value, int | float) and not 0 <= value < math.inf:
                 raise InputError(f"{flag} {value}: expected 0 or more")
         if self.quantise and not (self.frozen or self.lora_rank):
@@ -217,8 +230,6 @@ class Backbone(Choice):
 
     def _config_json(self) -> dict:
         """The checkpoint's own config.json, or that of the zoo where no file is to be read."""
-        from mgen.io.weights import read_config
-
         entry = find(self.name)
         if self.is_random and entry and not self.folder:
             if facts := entry.config_json():
@@ -227,7 +238,7 @@ class Backbone(Choice):
                 f"{self.name}: its sizes are not known without its config.json, so random weights "
                 "need a copy of that file; give the folder that holds it as the name"
             )
-        return read_config(self.source, self.at)
+        return BACKBONES.construct(self)[0].config_file(self)
 
 
 def is_run(name: str) -> bool:
@@ -290,10 +301,15 @@ def _family(name: str) -> str:
 
 def _family_of(source: str) -> str:
     """The family of a checkpoint by its config.json; transformers' own where it is none of ours."""
-    from mgen.io.weights import read_config
+    from mgen.io.weights import fetch_file, read_config
 
+    if Path(source).is_dir() and (found := fetch_file(source, "", *PICKLED)):
+        return PICKLED[str(found.relative_to(source))]
     config = read_config(source)
     kind = config.get("model_type")
+    for family, fields_of in BY_FIELDS.items():
+        if fields_of.items() <= config.items():
+            return family
     is_plain = config.get("position_embedding_type") == "rotary" and "auto_map" not in config
     if kind == "esm" and is_plain:
         return kind
@@ -375,6 +391,74 @@ def _logcounts(*, genes: str = "", values: Values = "counts", as_published: bool
     from mgen.backbones.logcounts import LogCountsBackbone
 
     return LogCountsBackbone, {"genes": genes, "values": values, "as_published": as_published}
+
+
+@BACKBONES.register("scfoundation")
+def _scfoundation(
+    *,
+    genes: str = "",
+    values: Values = "counts",
+    depth: float = 4.0,
+    bulk: bool = False,
+    weights: Literal["cell", "gene"] = "cell",
+    dropout: float = 0.0,
+    as_published: bool = False,
+) -> tuple:
+    """scFoundation: the genes a cell expresses, with their values.
+
+    Args:
+        genes: table with a column gene_name or ensembl_id, or .h5ad file, whose genes these are
+        values: what cells hold: counts, counts that are not whole, or ln(1 + 1e4 c / T) of them
+        depth: log10 of the counts that the model is to think of, beside log10 of those there are
+        bulk: samples are of bulk expression, read without normalisation
+        weights: which of the published weights: for embeddings of cells, or of genes
+        dropout: share of hidden units and attention probabilities dropped in training (0.1 there)
+        as_published: depths are of logarithms, values are rounded, cells of a batch interact
+    """
+    from mgen.backbones.scfoundation import ScFoundationBackbone
+
+    options = {"genes": genes, "values": values, "depth": depth, "bulk": bulk}
+    return ScFoundationBackbone, options | {"dropout": dropout, "as_published": as_published}
+
+
+@BACKBONES.register("scimilarity")
+def _scimilarity(
+    *, genes: str = "", values: Values = "counts", as_published: bool = False
+) -> tuple:
+    """SCimilarity: a cell as one unit vector.
+
+    Args:
+        genes: table with a column gene_name or ensembl_id, or .h5ad file, whose genes these are
+        values: what cells hold: counts, counts that are not whole, or ln(1 + 1e4 c / T) of them
+        as_published: counts are rounded to bfloat16
+    """
+    from mgen.backbones.scimilarity import SCimilarityBackbone
+
+    return SCimilarityBackbone, {"genes": genes, "values": values, "as_published": as_published}
+
+
+@BACKBONES.register("geneformer")
+def _geneformer(
+    *,
+    genes: str = "",
+    values: Values = "counts",
+    collapse: bool = True,
+    emb_layer: int = -2,
+    as_published: bool = False,
+) -> tuple:
+    """Geneformer: the genes a cell expresses, ranked by how unusual their values are.
+
+    Args:
+        genes: table of all tokens by id, special ones first: ensembl_id, and median of a gene
+        values: what cells hold: counts, counts that are not whole, or ln(1 + 1e4 c / T) of them
+        collapse: read symbols, aliases and older Ensembl ids as the current ids
+        emb_layer: which hidden state is given: -1 the last, which the language-model head needs
+        as_published: the total is of the model's genes alone, and no id is collapsed
+    """
+    from mgen.backbones.geneformer import GeneformerBackbone
+
+    options = {"genes": genes, "values": values, "collapse": collapse}
+    return GeneformerBackbone, options | {"as_published": as_published}
 
 
 @BACKBONES.register("none")

@@ -39,6 +39,9 @@ CADUCEUS_PAPER = "Schiff et al. 2024, arXiv:2403.03234"
 PROTGPT2_PAPER = "Ferruz et al. 2022, doi:10.1038/s41467-022-32007-7"
 PROGEN2_PAPER = "Nijkamp et al. 2023, doi:10.1016/j.cels.2023.10.002"
 AMPLIFY_PAPER = "Fournier et al. 2024, doi:10.1101/2024.09.23.614603"
+SCFOUNDATION_PAPER = "Hao et al. 2024, doi:10.1038/s41592-024-02305-7"
+GENEFORMER_PAPER = "Theodoris et al. 2023, doi:10.1038/s41586-023-06139-9"
+SCIMILARITY_PAPER = "Heimberg et al. 2024, doi:10.1038/s41586-024-08411-y"
 BASELINE = "none: a baseline without a network"
 DEBUG = "none: random weights to try things out"
 
@@ -65,6 +68,42 @@ RAG_3B = {
 }
 STRUCTURE_TOKENS = {**MOE, "output_vocab_size": 512}
 DENSE = {**RMS_NORM_BIAS, "use_lm_head": True, "tie_word_embeddings": True}
+SCFOUNDATION = {  # sizes as its own config has them
+    "model": "mae_autobin",
+    "model_config": {
+        "mae_autobin": {
+            "seq_len": 19266,
+            "n_class": 104,
+            "bin_num": 100,
+            "bin_alpha": 1.0,
+            "mask_token_id": 102,
+            "pad_token_id": 103,
+            "encoder": {
+                "module_type": "transformer",
+                "hidden_dim": 768,
+                "depth": 12,
+                "heads": 12,
+                "norm_first": False,
+            },
+            "decoder": {
+                "module_type": "performer",
+                "hidden_dim": 512,
+                "depth": 6,
+                "heads": 8,
+                "dim_head": 64,
+            },
+        }
+    },
+}
+GENEFORMER = {
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "hidden_act": "relu",
+    "layer_norm_eps": 1e-12,
+    "attention_probs_dropout_prob": 0.02,
+    "hidden_dropout_prob": 0.02,
+}
+SCIMILARITY = {"n_genes": 28231, "hidden_dim": [1024, 1024, 1024], "latent_dim": 128}
 ESM2 = {
     "architectures": ["EsmForMaskedLM"],
     "position_embedding_type": "rotary",
@@ -265,6 +304,18 @@ _ENTRIES = (
     _made("dna_onehot", "onehot", "dna", 512, 16, 0, 0, 0, 16, 0, {}, why=BASELINE),
     _made("protein_onehot", "onehot", "protein", 512, 44, 0, 0, 0, 44, 0, {}, why=BASELINE),
     _made("cell_log1p", "logcounts", "cell", 1, 19264, 0, 0, 0, 0, 0, {}, why=BASELINE),
+    Entry(
+        *("scfoundation", "scfoundation", "genbio-ai/scFoundation", "cell"),
+        *(19266, 768, 12, 12, 3072, 104, 119_252_285, SCFOUNDATION, GENBIO, SCFOUNDATION_PAPER),
+    ),
+    Entry(
+        *("geneformer", "geneformer", "ctheodoris/Geneformer", "cell"),
+        *(4096, 512, 12, 8, 1024, 20275, 37_997_363, GENEFORMER, APACHE, GENEFORMER_PAPER),
+    ),
+    Entry(
+        *("scimilarity", "scimilarity", "genbio-ai/scimilarity", "cell"),
+        *(1, 128, 4, 0, 1024, 0, 62_320_333, SCIMILARITY, GENBIO, SCIMILARITY_PAPER),
+    ),
     # name, width, layers, heads, ffn, parameters
     _esmc("300m", 960, 30, 15, 2560, 300_000_000),
     _esmc("600m", 1152, 36, 18, 3072, 600_000_000),
