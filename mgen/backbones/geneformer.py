@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgen.backbones.cell_tokenizer import GENES_FILE, TARGET, CellTokenizer, padded, tensors
 from mgen.backbones.cells import READING, CellBackbone
@@ -159,10 +159,6 @@ class GeneformerBackbone(CellBackbone, HuggingFaceBackbone):
             raise InputError(f"--backbone.emb-layer {emb_layer}: states are 1 to {most}, or -1 ...")
         self.num_layers, layers = emb_layer % (most + 1), self.encoder.encoder.layer
         self.encoder.encoder.layer, self.all_layers = layers[: self.num_layers], [layers]
-
-    @property
-    def heads(self) -> list[nn.Module]:
-        return super().heads if len(self.all_layers[0]) == self.num_layers else []
 
     def decoder(self, hidden: Tensor) -> Tensor:
         if len(self.all_layers[0]) > self.num_layers:

@@ -141,13 +141,9 @@ class ScFoundationBackbone(CellBackbone):
 
     @property
     def heads(self) -> list[nn.Module]:
-        model = self.model
-        return [
-            model.decoder_embed,
-            model.decoder,
-            model.norm,
-            model.to_final,
-        ]
+        model, embedding = self.model, self.model.token_emb
+        unread = [embedding.emb_mask, embedding.emb_pad]  # unless values are hidden
+        return [model.decoder_embed, model.decoder, model.norm, model.to_final, *unread]
 
     def decoder(self, hidden: Tensor) -> Tensor:
         raise InputError(

@@ -53,7 +53,14 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.linear(self.dropout(x.to(self.linear.weight.dtype)))
-        return x if self.norm is None else self.activation(self.norm(x))
+        if self.norm is None:
+            return x
+        if self.norm.training and len(x) == 1:  # which has no variance of its own
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            x = F.batch_norm(x, mean, variance, self.norm.weight, self.norm.bias)
+        else:
+            x = self.norm(x)
+        return self.activation(x)
 
 
 class Perceptron(nn.Module):
