@@ -21,6 +21,7 @@ from statistics import median
 import numpy as np
 
 from tests.benchmarks.cache import cache
+from tests.benchmarks.genes import genes
 from tests.benchmarks.loading import loading
 from tests.benchmarks.moe import moe
 from tests.benchmarks.mutants import dependency_map, scan
@@ -46,6 +47,7 @@ def main() -> None:
             "training": training(table),
             "embedding": embedding(table),
             "cache": cache(),
+            "genes": genes(),
             "packing": packing(Path(folder) / "esm2_8m"),
             "processes": processes(table, Path(folder) / "runs"),
             "memory": memory(Path(folder)),
