@@ -18,6 +18,7 @@ from mgen.config import InputError
 from mgen.io.counts import Counts
 
 GENES = 40
+GENE_NAMES = [f"GENE{i + 1}" for i in range(GENES)]
 
 
 def config(family: str) -> dict:
@@ -49,7 +50,7 @@ def some(seed: int = 0, rows: int = 5) -> list[Counts]:
     """Cells of which the third has no counts."""
     counts = np.random.default_rng(seed).poisson(np.linspace(0, 3, GENES), (rows, GENES))
     counts[2] = 0
-    return cells(counts, [f"GENE{i + 1}" for i in range(GENES)])
+    return cells(counts, GENE_NAMES)
 
 
 def built(folder, **options):
@@ -74,6 +75,16 @@ def collapse(folder) -> dict:
     """No table of older ids, where there would be one."""
     is_bert = "bert" in (folder / "config.json").read_text()
     return {"collapse": False} if is_bert else {}
+
+
+def test_kept_outputs_are_those_of_each_cell(folder, tmp_path):
+    """Rows that begin alike are not taken for each other."""
+    network = built(folder, frozen=True, cache=str(tmp_path / "kept"), **collapse(folder)).eval()
+    rows = cells([[0] * 5 + [1] * 35, [0] * 5 + [2, 1] * 17 + [4]], GENE_NAMES)
+    first, again = (network(network.tokenize(rows)) for _ in range(2))
+    network.cache = None
+    assert torch.equal(first, network(network.tokenize(rows))) and torch.equal(again, first)
+    assert (first[0] - first[1]).abs().max() > 1e-4
 
 
 def test_an_empty_cell_gives_finite_states_and_gradients(folder):
@@ -128,7 +139,7 @@ def scfoundation(tmp_path):
 
 
 def test_depth_tokens_are_target_and_raw_total(scfoundation):
-    row = cells([[3, 0, 7] + [0] * 37], [f"GENE{i + 1}" for i in range(GENES)])
+    row = cells([[3, 0, 7] + [0] * 37], GENE_NAMES)
     batch = built(scfoundation, depth=3.5).tokenize(row)
     expected = [math.log1p(3e4 / 10), math.log1p(7e4 / 10), 3.5, 1.0]
     assert batch["values"][0].tolist() == pytest.approx(expected, abs=1e-6)
@@ -137,7 +148,7 @@ def test_depth_tokens_are_target_and_raw_total(scfoundation):
 
 
 def test_raw_values_are_neither_masks_nor_padding_unless_as_published(scfoundation):
-    row = cells([[102, 103, 104] + [0] * 37], [f"GENE{i + 1}" for i in range(GENES)])
+    row = cells([[102, 103, 104] + [0] * 37], GENE_NAMES)
     batch = built(scfoundation, bulk=True).tokenize(row)
     assert batch["values"][0, :3].tolist() == [102, 103, 104]
     assert batch["attention_mask"].tolist() == [[1] * 5] and "masked" not in batch
@@ -213,6 +224,8 @@ def test_long_cells_are_cut_at_the_lowest_ranks_only_where_told(ids):
     made = backbone(str(folder), random_weights=True, max_length=5, truncate="right")
     assert made.tokenizer().tokenize(row)["input_ids"].tolist() == [[2, 4, 5, 6, 3]]
     assert made.tokenizer().lengths(row) == [12]
+    with pytest.raises(InputError, match="65: this model has 64 positions"):
+        backbone(str(folder), random_weights=True, max_length=65).tokenizer()
 
 
 def test_the_language_model_head_needs_the_last_layer(ids):

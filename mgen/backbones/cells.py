@@ -82,4 +82,6 @@ class CellBackbone(SequenceBackbone):
     def row_inputs(self, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         found = [batch[name] for name in READ if name in batch]
         found += [batch["position_ids"].transpose(1, 2)] if "position_ids" in batch else []
-        return [(tensor, batch["attention_mask"]) for tensor in found]
+        mask = batch["attention_mask"]
+        # Where a cell is one token, all of its values are that token's.
+        return [(t if t.shape[1] == mask.shape[1] else t.unsqueeze(1), mask) for t in found]

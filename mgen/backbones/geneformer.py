@@ -5,6 +5,7 @@ A gene's rank is by its share of the cell's counts over its median of such share
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,10 @@ class GeneformerTokenizer(CellTokenizer):
         super().__init__(*given, **options)
         self.medians, self.collapse = medians, collapse and not self.as_published
         self.context = self.config.max_position_embeddings
+        if self.max_length > self.context:
+            raise InputError(
+                f"--backbone.max-length {self.max_length}: this model has {self.context} positions"
+            )
 
     def align(self, table: GeneTable) -> Alignment:
         if self.collapse and table.digest not in self._alignments:
@@ -64,7 +69,6 @@ class GeneformerTokenizer(CellTokenizer):
         """`input_ids` and the masks (B, L)."""
         found = [np.array([CLS, *self._ranked(row), EOS]) for row in rows]
         ids = padded(found, PAD)
-        # Published code may emit special tokens as genes, which attention then passes over not.
         counts = np.array([len(row) for row in found])[:, None]
         is_real = np.arange(ids.shape[1]) < counts
         is_special = ~is_real | (np.arange(ids.shape[1]) == 0)
@@ -100,7 +104,7 @@ class GeneformerTokenizer(CellTokenizer):
 
     @property
     def fingerprint(self) -> str:
-        return f"{super().fingerprint}{hash(self.medians.tobytes())}"
+        return hashlib.sha256(super().fingerprint.encode() + self.medians.tobytes()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary with its medians."""
