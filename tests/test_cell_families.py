@@ -128,6 +128,17 @@ def test_recomputed_activations_give_the_same_gradients(folder):
     assert all((found[0][n] - found[1][n]).abs().max() <= 1e-6 for n in found[0])
 
 
+def test_one_cell_to_train_on_is_normalised_by_the_statistics_kept(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(config("scimilarity") | {"gene_list": "simulated", "input_dropout": 0})
+    )
+    network = built(tmp_path)
+    for stage in network.encoder.network:
+        stage.dropout.p = 0.0
+    batch = network.tokenize(some(rows=3)[:1])
+    assert (network.train()(batch) - network.eval()(batch)).abs().max() <= 1e-6
+
+
 # --------------------------------------------------------------------------- scFoundation
 
 
@@ -193,6 +204,17 @@ def test_genes_rank_by_share_of_all_counts_over_their_median(ids):
     assert batch["special_tokens_mask"].tolist() == [[1, 0, 0, 0, 1]]
     made = backbone(str(folder), random_weights=True, as_published=True).tokenizer()
     assert made.scores(row[0])[1].tolist() == pytest.approx([6e4 / 21, 6e4 / 21, 1e4 / 21])
+
+
+def test_genes_of_equal_rank_are_in_the_order_of_tokens(ids):
+    folder, names = ids
+    text = (folder / "genes.tsv").read_text()
+    lines = [line.split("\t")[0] + "\t1" for line in text.splitlines()[1:]]
+    (folder / "genes.tsv").write_text("\n".join(["ensembl_id\tmedian", *lines]) + "\n")
+    row = cells([[1 + i % 2 for i in range(36)]], names)
+    made = backbone(str(folder), random_weights=True).tokenizer()
+    expected = [2, *range(5, 40, 2), *range(4, 40, 2), 3]
+    assert made.tokenize(row)["input_ids"].tolist() == [expected]
 
 
 def test_older_ids_and_aliases_are_read_and_summed(ids):
