@@ -15,7 +15,7 @@ from mgen.backbones import backbone, load_backbone
 from mgen.backbones.geneformer import ALIASES, MEDIANS
 from mgen.backbones.zoo import ZOO
 from mgen.config import InputError
-from mgen.io.counts import Counts
+from mgen.io.counts import Counts, GeneTable
 
 GENES = 40
 GENE_NAMES = [f"GENE{i + 1}" for i in range(GENES)]
@@ -224,6 +224,18 @@ def test_older_ids_and_aliases_are_read_and_summed(ids):
     assert [x.tolist() for x in made.sparse(row[0])] == [[4, 5], [1, 6]]
     made = backbone(str(folder), random_weights=True, collapse=False).tokenizer()
     assert [x.tolist() for x in made.sparse(row[0])] == [[5], [4]]
+    both = GeneTable({"": ("OLD", "x"), "id": (names[5], "x")})
+    row = Counts(np.array([0], dtype=np.int32), np.array([1], dtype=np.float32), both)
+    made = backbone(str(folder), random_weights=True).tokenizer()
+    assert made.sparse(row)[0].tolist() == [4 + 5]  # an id rather than an alias
+
+
+def test_genes_of_mice_are_not_read_as_human_ones(ids):
+    folder, _ = ids
+    made = backbone(str(folder), random_weights=True).tokenizer()
+    names = ["Old", "Gapdh", "Actb", "Sox2", "Nanog", "Pou5f1"]
+    with pytest.raises(InputError, match="are of mouse"):
+        made.tokenize(cells([[1] * 6], names))
 
 
 def test_a_missing_table_is_named_with_what_does_without(ids):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mgen.backbones.cell_tokenizer import GENES_FILE, TARGET, CellTokenizer, padded, tensors
 from mgen.backbones.cells import READING, CellBackbone
-from mgen.backbones.genes import FOLDER, SIMULATED, Alignment, read_table
+from mgen.backbones.genes import FOLDER, SIMULATED, Alignment, plain, read_table, species
 from mgen.backbones.huggingface import HuggingFaceBackbone
 from mgen.backbones.tokenizer import Style
 from mgen.config import Absent, InputError
@@ -56,14 +56,22 @@ class GeneformerTokenizer(CellTokenizer):
 
     def align(self, table: GeneTable) -> Alignment:
         if self.collapse and table.digest not in self._alignments:
-            names = _aliases(str(_file(ALIASES, "--backbone.no-collapse does without")))
-            columns = {
-                column: tuple(names.get(text.partition(".")[0].upper(), text) for text in texts)
-                for column, texts in table.columns.items()
-            }
-            found = super().align(GeneTable(columns, table.column))
-            self._alignments[table.digest] = found
+            self._alignments[table.digest] = super().align(self._current(table))
         return super().align(table)
+
+    def _current(self, table: GeneTable) -> GeneTable:
+        """With the current id of each gene that is known by another name."""
+        if species(text for texts in table.columns.values() for text in texts) not in ("human", ""):
+            return table  # genes of others have the same names in another case
+        names = _aliases(str(_file(ALIASES, "--backbone.no-collapse does without")))
+        own, columns = {*self.genes.ensembl}, table.columns
+        # Of columns that fit alike, that which has the ids themselves goes first.
+        order = sorted(columns, key=lambda column: -len(own & {*map(plain, columns[column])}))
+        current = {
+            column: tuple(names.get(plain(text).upper(), text) for text in columns[column])
+            for column in order
+        }
+        return GeneTable(current, table.column)
 
     def batch(self, rows: Sequence[Counts]) -> dict[str, Tensor]:
         """`input_ids` and the masks (B, L)."""

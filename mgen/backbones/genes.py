@@ -112,7 +112,7 @@ class GeneList:
         for column, texts in columns.items():
             where = f"var column '{column}'" if column else "the index of var"
             for kind, names in self._places.items():
-                known = map(_plain, texts) if kind == "Ensembl ids" else texts
+                known = map(plain, texts) if kind == "Ensembl ids" else texts
                 places = np.array([names.get(text, -1) for text in known], dtype=np.int32)
                 if best is None or (places >= 0).sum() > best.known:
                     present = np.zeros(len(self), dtype=bool)
@@ -273,7 +273,7 @@ def var_names(path: Path) -> list[str]:
         raise InputError(f"{path}: no AnnData file, or a damaged one: {error}") from None
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """An Ensembl id without its version."""
     found = ENSEMBL.fullmatch(name)
     return found[1] if found else name
