@@ -158,6 +158,28 @@ def test_depth_tokens_are_target_and_raw_total(scfoundation):
     assert batch["special_tokens_mask"].tolist() == [[0, 0, 1, 1]]
 
 
+def test_genes_without_an_order_are_not_cut(scfoundation):
+    with pytest.raises(InputError, match="--backbone.truncate right: .* no order"):
+        built(scfoundation, max_length=10, truncate="right")
+
+
+@pytest.mark.parametrize(
+    ("saved", "says"),
+    [
+        ({"gene": {}}, "expected a dict with 'cell'"),
+        ({"cell": {"config": {}, "state_dict": {}}}, "no 'model_config'"),
+        ({"cell": {"config": config("scfoundation"), "state_dict": {}}}, "missing: token_emb"),
+        ({"cell": {"config": config("scfoundation"), "state_dict": [1]}}, "names to tensors"),
+        ({"cell": Counts}, "damaged, or holds more than tensors, which is never run"),
+    ],
+)
+def test_a_published_file_that_is_none_is_refused(saved, says, tmp_path):
+    torch.save(saved, tmp_path / "models.ckpt")
+    (tmp_path / "list.tsv").write_text("\n".join(["gene_name", *GENE_NAMES]) + "\n")
+    with pytest.raises(InputError, match=says):
+        load_backbone(str(tmp_path), genes=str(tmp_path / "list.tsv"))
+
+
 def test_raw_values_are_neither_masks_nor_padding_unless_as_published(scfoundation):
     row = cells([[102, 103, 104] + [0] * 37], GENE_NAMES)
     batch = built(scfoundation, bulk=True).tokenize(row)
