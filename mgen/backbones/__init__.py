@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from mgen.backbones.tokenizer import Tokenizer
 
 Values = Literal["counts", "decimal", "log1p"]
+Pooled = Literal["all", "present", "expressed"]
 # Own families with checkpoints, by `model_type` of config.json.
-FAMILIES = ("rnabert", "fm4bio", "scimilarity")
+FAMILIES = ("rnabert", "fm4bio", "scimilarity", "cellfoundation")
 BY_FIELDS = {  # by other fields of it
     "scfoundation": {"model": "mae_autobin"},
     "geneformer": {"model_type": "bert", "modality": "cell"},
@@ -391,6 +392,30 @@ def _logcounts(*, genes: str = "", values: Values = "counts", as_published: bool
     from mgen.backbones.logcounts import LogCountsBackbone
 
     return LogCountsBackbone, {"genes": genes, "values": values, "as_published": as_published}
+
+
+@BACKBONES.register("cellfoundation")
+def _cellfoundation(
+    *,
+    genes: str = "",
+    values: Values = "counts",
+    pooled_genes: Pooled = "all",
+    dropout: float = 0.0,
+    as_published: bool = False,
+) -> tuple:
+    """AIDO.Cell: all genes of a cell, those it does not express too.
+
+    Args:
+        genes: table with a column gene_name or ensembl_id, or .h5ad file, whose genes these are
+        values: what cells hold: counts, counts that are not whole, or ln(1 + 1e4 c / T) of them
+        pooled_genes: which genes pooling counts: all, those in the file, or those not zero
+        dropout: share of hidden units and attention probabilities dropped in training
+        as_published: values are rounded to bfloat16
+    """
+    from mgen.backbones.cellfoundation import CellFoundationBackbone
+
+    options = {"genes": genes, "values": values, "pooled_genes": pooled_genes}
+    return CellFoundationBackbone, options | {"dropout": dropout, "as_published": as_published}
 
 
 @BACKBONES.register("scfoundation")

@@ -5,8 +5,9 @@ Shapes: B cells, L tokens, G genes of the model, n genes of a cell that are not 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class CellTokenizer:
     """Cells to batches; a family says by `batch` what of, and by `tokens` how many.
 
     Args:
-        genes: the model's genes, in the order of its input.
+        genes: the model's genes, in the order of its input, or what reads them.
         config: the model's config.json, read.
         values: what the numbers of cells are: "counts" (whole), "decimal" (of the same scale, not
             whole) or "log1p" (ln(1 + 1e4 c / T) of counts c with total T).
@@ -45,7 +46,7 @@ class CellTokenizer:
 
     def __init__(
         self,
-        genes: GeneList,
+        genes: GeneList | Callable[[], GeneList],
         *,
         config: Any,
         values: str = "counts",
@@ -58,10 +59,14 @@ class CellTokenizer:
             raise InputError(
                 f"--backbone.truncate {truncate}: cells are cut at the right end, or an error"
             )
-        self.genes, self.config = genes, config
+        self._genes, self.config = genes, config
         self.values, self.pooled_genes = values, pooled_genes
         self.as_published, self.max_length, self.truncate = as_published, max_length, truncate
         self._alignments: dict[str, Alignment] = {}
+
+    @cached_property
+    def genes(self) -> GeneList:
+        return self._genes() if callable(self._genes) else self._genes
 
     def align(self, table: GeneTable) -> Alignment:
         """See `GeneList.align`; as published a gene's second column is as if it were not there."""

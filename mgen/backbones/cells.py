@@ -1,16 +1,28 @@
 """What the families of cell models share: their genes, and batches of numbers."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from mgen.backbones.cell_tokenizer import GENES_FILE, CellTokenizer
-from mgen.backbones.genes import gene_list
+from mgen.backbones.genes import GeneList, gene_list
 from mgen.backbones.sequence import SequenceBackbone
 from mgen.config import InputError
 
 READING = ("genes", "values", "pooled_genes", "as_published")  # options of all families
 READ = ("values", "input_ids", "gene_ids", "special_tokens_mask")  # (B, L) tensors of a batch
+
+
+def gene_list_of(model: str, kind: str, file: str, size: int) -> GeneList:
+    """The list `kind`, or that of a file. Raises InputError unless it has `size` genes."""
+    found = gene_list(kind, file, size)
+    if size and len(found) != size:
+        raise InputError(
+            f"{file or kind}: {len(found):,} genes, but {model} reads {size:,}. Name its own list "
+            "with --backbone.genes"
+        )
+    return found
 
 
 class CellBackbone(SequenceBackbone):
@@ -41,21 +53,15 @@ class CellBackbone(SequenceBackbone):
     ) -> CellTokenizer:
         """By the genes of `--backbone.genes`, of the folder's own genes.tsv, or of the family.
 
-        Raises InputError for a list of another length than the model's.
+        The list is read when the first cell is.
         """
         config = cls.read(config_json)
         own = choice.folder and choice.folder / GENES_FILE
         file = genes or (str(own) if own and own.is_file() else "")
-        kind, size = config_json.get("gene_list", cls.gene_list), cls.num_genes(config)
-        found = gene_list(kind, file, size)
-        if size and len(found) != size:
-            raise InputError(
-                f"{file or kind}: {len(found):,} genes, but {choice.name} reads {size:,}. Name its "
-                "own list with --backbone.genes"
-            )
+        kind = config_json.get("gene_list", cls.gene_list)
         options = {name: value for name, value in options.items() if name in cls.reading}
         return cls.tokenizer_type(
-            found,
+            partial(gene_list_of, choice.name, kind, file, cls.num_genes(config)),
             config=config,
             max_length=choice.max_length or cls.limit(config),
             truncate=choice.truncate,

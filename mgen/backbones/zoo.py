@@ -22,6 +22,7 @@ OWN = "mgen: part of this package"
 DNA_PAPER = "Ellington et al. 2024, doi:10.1101/2024.12.01.625444"
 RNA_PAPER = "Zou et al. 2024, doi:10.1101/2024.11.28.625345"
 PROTEIN_PAPER = "Sun et al. 2024, doi:10.1101/2024.11.29.625425"
+CELL_PAPER = "Ho et al. 2024, doi:10.1101/2024.11.28.625303"
 RAG_PAPER = "Li et al. 2024, doi:10.1101/2024.12.02.626519"
 ESM_PAPER = "Lin et al. 2023, doi:10.1126/science.ade2574"
 ESM1B_PAPER = "Rives et al. 2021, doi:10.1073/pnas.2016239118"
@@ -56,6 +57,8 @@ EASY = {  # learns which fixed positions depend on each other within seconds
     **LAYER_NORM,
 }
 UNTIED = {"use_lm_head": False, "tie_word_embeddings": False}
+CELL = {**LAYER_NORM, "add_linear_bias": False, "bin_num": 100}
+CELL_DEBUG = {**CELL, "bin_num": 16, "gene_list": "simulated"}
 MOE = {"moe": True, "num_experts": 8, "experts_per_token": 2, **RMS_NORM_BIAS, **UNTIED}
 RAG = {"position_embedding_type": "rope_2d"}
 RAG_16B = {**MOE, **RAG, "str_embedding_in": 384}
@@ -172,6 +175,12 @@ def _rna(name: str, hub: str, context: int | None, *facts: Any) -> Entry:
 def _protein(name: str, hub: str, *facts: Any) -> Entry:
     paper = RAG_PAPER if "rag" in name else PROTEIN_PAPER
     return Entry(name, "fm4bio", f"genbio-ai/AIDO.{hub}", "protein", *facts, GENBIO, paper)
+
+
+def _cell(size: str, width: int, layers: int, heads: int, ffn: int, parameters: int) -> Entry:
+    facts = (19264, width, layers, heads, ffn, 16, parameters, CELL, GENBIO, CELL_PAPER)
+    hub = f"genbio-ai/AIDO.Cell-{size.upper()}"
+    return Entry(f"aido_cell_{size}", "cellfoundation", hub, "cell", *facts)
 
 
 def _esm(name: str, hub: str, width: int, layers: int, heads: int, parameters: int) -> Entry:
@@ -294,6 +303,12 @@ _ENTRIES = (
     _protein("aido_protein_rag_3b", "Protein-RAG-3B", 12800, *SIZES_3B, 2_834_611_584, RAG_3B),
     _protein("aido_protein2structoken_16b", TO_STRUCTURE, 2048, *SIZES_TO, None, STRUCTURE_TOKENS),
     _made("aido_protein_debug", "fm4bio", "protein", 2048, 64, 2, 4, 128, 128, 95_936, DENSE),
+    # size, width, layers, heads, ffn, parameters
+    _cell("3m", 128, 6, 4, 320, 3_640_125),
+    _cell("10m", 256, 8, 8, 640, 11_073_085),
+    _cell("100m", 640, 18, 20, 1664, 99_864_381),
+    _cell("650m", 1280, 32, 20, 3392, 653_135_421),
+    _made("aido_cell_debug", "cellfoundation", "cell", 300, 64, 2, 4, 128, 16, 107_697, CELL_DEBUG),
     # name, hub, width, layers, heads, parameters
     _esm("esm2_8m", "esm2_t6_8M", 320, 6, 20, 7_512_474),
     _esm("esm2_35m", "esm2_t12_35M", 480, 12, 20, 33_501_394),

@@ -92,10 +92,13 @@ WORTH_PACKING = 0.1  # share of padding from which a CPU gains by rows computed 
 
 
 class Padded:
-    """Rows side by side, padded to the longest: tokens lie as (B, L). Back end `sdpa`."""
+    """Rows side by side, padded to the longest: tokens lie as (B, L). Back end `sdpa`.
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask.bool()
+    `whole`: no token is padding, and attention needs no mask.
+    """
+
+    def __init__(self, mask: Tensor, whole: bool = False) -> None:
+        self.mask, self.whole = mask.bool(), whole
 
     def pack(self, x: Tensor) -> Tensor:
         """Tokens (B, L, ...) in this layout."""
@@ -108,7 +111,8 @@ class Padded:
         return x
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, self.mask[:, None, None, :], dropout_p)
+        mask = None if self.whole else self.mask[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
 
 
 class Packed:

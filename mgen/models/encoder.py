@@ -152,13 +152,18 @@ class SequenceEncoder(nn.Module):
             collect[:] = map(tokens.unpack, collect)
         return tokens.unpack(x)
 
+    @property
+    def table(self) -> nn.Embedding:
+        """Vectors of what tokens are."""
+        return self.embeddings.word_embeddings
+
     def layout(self, attention_mask: Tensor) -> Layout:
         """The layout of tokens that `attention_mask` (B, L) marks, by the back end chosen."""
         inner = self.encoder.layer[0].attention.self
-        kind, dtype = attention_mask.device.type, self.embeddings.word_embeddings.weight.dtype
+        kind, dtype = attention_mask.device.type, self.table.weight.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-        width = self.embeddings.word_embeddings.embedding_dim // inner.heads
+        width = self.table.embedding_dim // inner.heads
         dropout = inner.dropout if self.training else 0.0
         found, self.notice = lay_out(attention_mask, self.attention, dtype, width, dropout)
         return found
