@@ -32,6 +32,7 @@ LAYERS = {
         "backbones",
         "data",
         "engine",
+        "io",
         "metrics",
         "checkpoint",
         "predictions",
