@@ -36,7 +36,7 @@ def ranked_figure(path: str | Path, lines: Sequence[dict], by: str, title: str =
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(axis="x", labelsize=7)
         cells = max(line["cells"] for line in own)
-        panel.set_title(f"{group or 'all cells'} (to {cells:,} cells)", fontsize=9)
+        panel.set_title(f"{group or 'all cells'} (up to {cells:,} cells)", fontsize=9)
         panel.set_xlabel(f"{by.replace('_', ' ')}, mean ± SE", fontsize=8)
     hidden = len(groups) - len(shown)
     more = f", {hidden} more groups in the table" if hidden else ""
