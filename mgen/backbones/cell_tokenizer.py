@@ -138,6 +138,20 @@ class CellTokenizer:
             return np.stack([self.align(row.table).present for row in rows])
         return self.dense(rows) > 0
 
+    def token_genes(self, batch: dict[str, Tensor]) -> Tensor:
+        """Which gene of the list each token is of (B, L); of special tokens it means nothing.
+
+        Raises InputError for a model whose tokens are no genes.
+        """
+        if "position_ids" in batch:
+            return batch["position_ids"][:, 0].long()
+        if found := [batch[name] for name in ("gene_ids", "input_ids") if name in batch]:
+            return found[0]
+        mask = batch["attention_mask"]
+        if mask.shape[1] < len(self.genes):
+            raise InputError("this model has one vector per cell, and none per gene")
+        return torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+
     @property
     def fingerprint(self) -> str:
         """Changes with what decides the batch of a cell."""
@@ -148,9 +162,14 @@ class CellTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the list of genes."""
+        self.save_genes(folder / GENES_FILE)
+
+    def save_genes(self, file: Path) -> Path:
+        """Write the list of genes by place."""
         lines = map("\t".join, zip(self.genes.symbols, self.genes.ensembl, strict=True))
         text = "\n".join(["gene_name\tensembl_id", *lines]) + "\n"
-        (folder / GENES_FILE).write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
+        return file
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_alignments": {}}
