@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mgen.adapters.pooling import POOLS
@@ -43,9 +44,13 @@ class Config:
 class CellIntegration(Task):
     trains = False
 
+    def setup(self) -> None:
+        if torch.get_default_device().type != "meta":  # sizes alone
+            integration.library()
+        super().setup()
+
     def learn(self, rows, splits) -> list[str]:
         cfg = self.cfg
-        integration.library()
         held = np.sort(np.concatenate([*rows.splits.values()]))
         columns = {name: rows.values(name) for name in (cfg.label_col, cfg.batch_col)}
         self.used = np.array(
