@@ -29,7 +29,7 @@ from mgen.report import print_table, warn
 from mgen.task import Task
 from mgen.train import Train, run
 
-SHOWN = 10  # genes of each group in the printed table
+SHOWN = 5  # genes of each group in the printed table
 
 
 @dataclass(frozen=True, kw_only=True)
