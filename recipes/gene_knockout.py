@@ -38,7 +38,7 @@ class Config:
 
     backbone: Backbone = backbone("aido_cell_debug")
     data: Table = table("cells_tiny")
-    train: Train = Train(batch_size=64, batch_tokens=2**20)
+    train: Train = Train(batch_size=64, batch_tokens=2**17)
     genes: tuple[str, ...] = ()  # symbols or Ensembl ids; none: those that most cells express
     kind: Literal["delete", "overexpress"] = "delete"
     fold: float = 10.0  # how many times its count an overexpressed gene has

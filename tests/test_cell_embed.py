@@ -77,7 +77,8 @@ def test_vectors_come_into_a_copy_of_the_file_and_nothing_else_changes(tmp_path)
 
 def test_python_gives_the_same_vectors(tmp_path):
     anndata = pytest.importorskip("anndata")
-    assert command(tmp_path, "--data.max-rows", "20") == 0
+    assert command(tmp_path, "--data.max-rows", "20", "--colour", "age") == 0
+    assert (tmp_path / "embed/a/figures/cells_tiny/embedding.png").stat().st_size > 5000
     network = mgen.load_backbone("cell_log1p", genes=str(FILE))
     theirs = network.embed(cells_of(anndata.read_h5ad(FILE)[:20]))
     ours = np.array(pq.read_table(file_of(tmp_path))["embedding"].to_pylist())
@@ -121,6 +122,19 @@ def test_per_gene_vectors_say_of_which_gene_and_layers_have_names(tmp_path):
     last = network.num_layers
     found = {*anndata.read_h5ad(file_of(tmp_path, "h5ad")).obsm}
     assert found == {"X_aido_cell_debug_layer_0", f"X_aido_cell_debug_layer_{last}"}
+
+
+def test_a_full_disk_leaves_no_part_of_a_copy(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("h5py")
+
+    def fails(source, target):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fails)
+    assert command(tmp_path, "--h5ad") == 2
+    assert "cells_tiny.h5ad: cannot be written ([Errno 28]" in capfd.readouterr().err
+    assert [file.name for file in file_of(tmp_path).parent.iterdir()] == ["cells_tiny.parquet"]
 
 
 def test_tokens_are_of_genes_however_a_family_says_so():
