@@ -18,7 +18,7 @@ from mgen.backbones.genes import GeneList
 from mgen.backbones.zoo import ZOO
 from mgen.config import InputError
 from mgen.data.sources.places import local_file
-from mgen.figures.embeddings import embedding_figure, flattened
+from mgen.figures.embeddings import _numbers, embedding_figure, flattened
 from mgen.io.counts import cells_of
 from mgen.io.h5ad import copy_with
 from mgen.train import run
@@ -177,3 +177,11 @@ def test_without_umap_a_figure_is_a_pca_and_says_so(tmp_path, monkeypatch):
         file = embedding_figure(tmp_path / "x.png", x, values, "column")
         assert file.read_bytes()[:4] == b"\x89PNG"
     assert flattened(np.ones((1, 3)))[0].tolist() == [[0, 0]]
+
+
+def test_numbers_written_as_text_are_a_scale_and_few_of_them_are_names():
+    assert _numbers(["1", "2", None]) is None  # clusters
+    many = [str(i / 2) for i in range(40)] + [""]
+    assert _numbers(many)[:-1].tolist() == [i / 2 for i in range(40)]
+    assert np.isnan(_numbers([3, None])).tolist() == [False, True]
+    assert _numbers(["a", *many]) is None and _numbers([True, False]) is None

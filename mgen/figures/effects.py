@@ -6,6 +6,7 @@ from pathlib import Path
 from mgen.figures import COLOURS, _save
 
 MOST_GROUPS, MOST_GENES, COLUMNS = 12, 15, 4  # of a figure, a panel, a line of panels
+MOST_LETTERS = 32  # of a title
 
 
 def ranked_figure(path: str | Path, lines: Sequence[dict], by: str, title: str = "") -> Path:
@@ -36,7 +37,8 @@ def ranked_figure(path: str | Path, lines: Sequence[dict], by: str, title: str =
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(axis="x", labelsize=7)
         cells = max(line["cells"] for line in own)
-        panel.set_title(f"{group or 'all cells'} (up to {cells:,} cells)", fontsize=9)
+        name = group if len(group) <= MOST_LETTERS else f"{group[: MOST_LETTERS - 1]}…"
+        panel.set_title(f"{name or 'all groups'}\n{cells:,} cells or fewer", fontsize=9)
         panel.set_xlabel(f"{by.replace('_', ' ')}, mean ± SE", fontsize=8)
     hidden = len(groups) - len(shown)
     more = f", {hidden} more groups in the table" if hidden else ""

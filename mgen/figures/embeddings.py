@@ -37,8 +37,7 @@ def embedding_figure(
     given = None if values is None else [values[i] for i in shown]
     if given is None:
         axes.scatter(*places.T, s=size, color=COLOURS[0], lw=0, alpha=0.7)
-    elif all(isinstance(v, int | float) and not isinstance(v, bool) or v is None for v in given):
-        numbers = np.array([np.nan if v is None else v for v in given], dtype=float)
+    elif (numbers := _numbers(given)) is not None:
         known = np.isfinite(numbers)
         axes.scatter(*places[~known].T, s=size, color="0.8", lw=0)
         points = axes.scatter(*places[known].T, s=size, c=numbers[known], cmap="cividis", lw=0)
@@ -70,6 +69,18 @@ def flattened(vectors: np.ndarray) -> tuple[np.ndarray, str]:
     found = (left * lengths)[:, :2]
     places[:, : found.shape[1]] = found
     return places, "PCA"
+
+
+def _numbers(values: list) -> np.ndarray | None:
+    """Values (N,) as numbers, none as nan; None if they are names, as few whole numbers in text."""
+    if any(isinstance(value, bool) for value in values):
+        return None
+    if any(isinstance(value, str) for value in values) and len({*values}) <= MOST_NAMED:
+        return None
+    try:
+        return np.array([np.nan if v in (None, "") else float(v) for v in values])
+    except ValueError:
+        return None
 
 
 def _named(axes, places: np.ndarray, names: list[str], size: float, column: str) -> None:
