@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_no_part_of_a_copy(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(shutil, "copyfile", fails)
     assert command(tmp_path, "--h5ad") == 2
-    assert "cells_tiny.h5ad: cannot be written ([Errno 28]" in capfd.readouterr().err
+    assert "cells_tiny.h5ad: cannot be written: [Errno 28]" in capfd.readouterr().err
     assert [file.name for file in file_of(tmp_path).parent.iterdir()] == ["cells_tiny.parquet"]
 
 
@@ -160,7 +160,7 @@ def test_a_copy_replaces_a_vector_of_the_same_name_and_checks_the_number_of_cell
         copy_with(FILE if value == 1 else target, target, {"a": iter([block])})
     with h5py.File(target) as opened:
         assert (opened["obsm/X_a"][()] == 2).all()
-    with pytest.raises(InputError, match="400 cells, but 3"):
+    with pytest.raises(InputError, match="400 cells, but 3 rows"):
         copy_with(FILE, tmp_path / "b.h5ad", {"a": iter([np.zeros((3, 2))])})
     assert [file.name for file in tmp_path.iterdir()] == ["copy.h5ad"]
 

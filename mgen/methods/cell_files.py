@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mgen.checkpoint import writing
 from mgen.config import InputError
 from mgen.data.sources.places import local_file
 from mgen.data.table import Rows
@@ -36,6 +35,5 @@ def copy_cells(file: Path, rows: Rows, names: dict[str, str], keys: dict[str, st
     spans = zip(rows.starts, rows.starts[1:], strict=False)
     for (source, name), (start, end) in zip(names.items(), spans, strict=True):
         target, own = file.with_name(name), {key: iter([x[start:end]]) for key, x in found.items()}
-        with writing(target):
-            files.append(h5ad.copy_with(local_file(source), target, own, rows.table.layer))
+        files.append(h5ad.copy_with(local_file(source), target, own, rows.table.layer))
     return files
