@@ -35,11 +35,11 @@ aido_protein_rag_16b protein fm4bio 2304 36 36 7680 44 12800 AIDO.Protein-RAG-16
 aido_protein_rag_3b protein fm4bio 2560 36 - 6832 128 12800 AIDO.Protein-RAG-3B
 aido_protein2structoken_16b protein fm4bio 2304 36 36 - 44 2048 AIDO.Protein2StructureToken-16B
 aido_protein_debug protein fm4bio 64 2 4 128 128 2048 -
-aido_cell_3m cell cellfoundation 128 6 4 320 16 19264 AIDO.Cell-3M
-aido_cell_10m cell cellfoundation 256 8 8 640 16 19264 AIDO.Cell-10M
-aido_cell_100m cell cellfoundation 640 18 20 1664 16 19264 AIDO.Cell-100M
-aido_cell_650m cell cellfoundation 1280 32 20 3392 16 19264 AIDO.Cell-650M
-aido_cell_debug cell cellfoundation 64 2 4 128 16 300 -
+aido_cell_3m cell aido_cell 128 6 4 320 16 19264 AIDO.Cell-3M
+aido_cell_10m cell aido_cell 256 8 8 640 16 19264 AIDO.Cell-10M
+aido_cell_100m cell aido_cell 640 18 20 1664 16 19264 AIDO.Cell-100M
+aido_cell_650m cell aido_cell 1280 32 20 3392 16 19264 AIDO.Cell-650M
+aido_cell_debug cell aido_cell 64 2 4 128 16 300 -
 cell_log1p cell logcounts 19264 0 0 0 0 1 -
 esm2_8m protein esm 320 6 20 1280 33 1026 facebook/esm2_t6_8M_UR50D
 esm2_35m protein esm 480 12 20 1920 33 1026 facebook/esm2_t12_35M_UR50D

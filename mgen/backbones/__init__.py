@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 Values = Literal["counts", "decimal", "log1p"]
 Pooled = Literal["all", "present", "expressed"]
 # Own families with checkpoints, by `model_type` of config.json.
-FAMILIES = ("rnabert", "fm4bio", "scimilarity", "cellfoundation")
-BY_FIELDS = {  # by other fields of it
+FAMILIES = ("rnabert", "fm4bio", "scimilarity")
+BY_FIELDS = {  # under other names, or by other fields of it
+    "aido_cell": {"model_type": "cellfoundation"},
     "scfoundation": {"model": "mae_autobin"},
     "geneformer": {"model_type": "bert", "modality": "cell"},
 }
@@ -394,8 +395,8 @@ def _logcounts(*, genes: str = "", values: Values = "counts", as_published: bool
     return LogCountsBackbone, {"genes": genes, "values": values, "as_published": as_published}
 
 
-@BACKBONES.register("cellfoundation")
-def _cellfoundation(
+@BACKBONES.register("aido_cell")
+def _aido_cell(
     *,
     genes: str = "",
     values: Values = "counts",

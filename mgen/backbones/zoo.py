@@ -57,7 +57,7 @@ EASY = {  # learns which fixed positions depend on each other within seconds
     **LAYER_NORM,
 }
 UNTIED = {"use_lm_head": False, "tie_word_embeddings": False}
-CELL = {**LAYER_NORM, "add_linear_bias": False, "bin_num": 100}
+CELL = {"model_type": "cellfoundation", **LAYER_NORM, "add_linear_bias": False, "bin_num": 100}
 CELL_DEBUG = {**CELL, "bin_num": 16, "gene_list": "simulated"}
 MOE = {"moe": True, "num_experts": 8, "experts_per_token": 2, **RMS_NORM_BIAS, **UNTIED}
 RAG = {"position_embedding_type": "rope_2d"}
@@ -180,7 +180,7 @@ def _protein(name: str, hub: str, *facts: Any) -> Entry:
 def _cell(size: str, width: int, layers: int, heads: int, ffn: int, parameters: int) -> Entry:
     facts = (19264, width, layers, heads, ffn, 16, parameters, CELL, GENBIO, CELL_PAPER)
     hub = f"genbio-ai/AIDO.Cell-{size.upper()}"
-    return Entry(f"aido_cell_{size}", "cellfoundation", hub, "cell", *facts)
+    return Entry(f"aido_cell_{size}", "aido_cell", hub, "cell", *facts)
 
 
 def _esm(name: str, hub: str, width: int, layers: int, heads: int, parameters: int) -> Entry:
@@ -308,7 +308,7 @@ _ENTRIES = (
     _cell("10m", 256, 8, 8, 640, 11_073_085),
     _cell("100m", 640, 18, 20, 1664, 99_864_381),
     _cell("650m", 1280, 32, 20, 3392, 653_135_421),
-    _made("aido_cell_debug", "cellfoundation", "cell", 300, 64, 2, 4, 128, 16, 107_697, CELL_DEBUG),
+    _made("aido_cell_debug", "aido_cell", "cell", 300, 64, 2, 4, 128, 16, 107_697, CELL_DEBUG),
     # name, hub, width, layers, heads, parameters
     _esm("esm2_8m", "esm2_t6_8M", 320, 6, 20, 7_512_474),
     _esm("esm2_35m", "esm2_t12_35M", 480, 12, 20, 33_501_394),
