@@ -43,6 +43,7 @@ class Train:
     max_steps: int = 0  # optimiser steps, whatever the epochs; 0: set by epochs
     batch_size: int = 32  # rows per batch at most
     batch_tokens: int = 16384  # tokens per batch at most, padding included; 0: no limit
+    shuffle_block: int = 0  # rows read from one place, for tables beyond memory; 0: any order
     accumulate: int = 1  # batches per optimiser step
     lr: float = 1e-4  # learning rate of AdamW
     weight_decay: float = 0.01  # of AdamW

@@ -32,7 +32,7 @@ class Config:
     backbone: Backbone = backbone("aido_cell_debug")
     adapter: Adapter = adapter("max_pool_linear")
     data: Table = table("cells_tiny")
-    train: Train = Train(lr=2e-3, epochs=3, monitor="f1")
+    train: Train = Train(lr=3e-3, epochs=12, batch_tokens=0, monitor="f1")
     classes: int = 0  # number of classes 0, 1, ...; 0: the classes found in the training rows
     class_weights: bool = False  # weigh rows by the inverse frequency of their class in training
     special_tokens: bool = False  # pool over the two depth tokens too

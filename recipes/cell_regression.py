@@ -31,7 +31,7 @@ class Config:
     backbone: Backbone = backbone("aido_cell_debug")
     adapter: Adapter = adapter("mean_pool_linear")
     data: Table = replace(table("cells_tiny"), y_cols=("age",), truth_col="")
-    train: Train = Train(lr=2e-3, epochs=3)
+    train: Train = Train(lr=3e-3, epochs=12, batch_tokens=0)
     loss: Literal["mse", "l1", "huber"] = "mse"  # on scaled labels
     scale: Literal["train", "train+valid", "none"] = "train"  # rows whose mean and std scale labels
     minimum: tuple[float, ...] = ()  # least value of the labels, or of each; predictions below rise

@@ -58,7 +58,7 @@ EASY = {  # learns which fixed positions depend on each other within seconds
 }
 UNTIED = {"use_lm_head": False, "tie_word_embeddings": False}
 CELL = {"model_type": "cellfoundation", **LAYER_NORM, "add_linear_bias": False, "bin_num": 100}
-CELL_DEBUG = {**CELL, "bin_num": 16, "gene_list": "simulated"}
+CELL_DEBUG = {**CELL, "bin_num": 16, "gene_list": "simulated", "initializer_range": 0.2}
 MOE = {"moe": True, "num_experts": 8, "experts_per_token": 2, **RMS_NORM_BIAS, **UNTIED}
 RAG = {"position_embedding_type": "rope_2d"}
 RAG_16B = {**MOE, **RAG, "str_embedding_in": 384}

@@ -40,26 +40,37 @@ def batch_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def plan(
-    lengths: np.ndarray, batch_size: int, batch_tokens: int, seed: tuple[int, ...] | None = None
+    lengths: np.ndarray,
+    batch_size: int,
+    batch_tokens: int,
+    seed: tuple[int, ...] | None = None,
+    block: int = 0,
 ) -> list[np.ndarray]:
     """Cut positions 0..n-1 into batches of similar length.
 
     `lengths` (n,) are tokens per row. A batch holds at most `batch_size` rows and, unless
     `batch_tokens` is 0, at most that many tokens after padding (a single longer row stands alone).
     With a `seed` rows are shuffled, similar lengths are put together among `LOOK_AHEAD` batches'
-    worth of shuffled rows, and the batches are shuffled; without, longest first.
+    worth of shuffled rows, and the batches are shuffled; without, longest first. With a `block` as
+    many rows that lie together are read from near each other: blocks are shuffled, then the rows of
+    `LOOK_AHEAD` batches' worth of blocks, and batches stay in that order.
     """
     if seed is None:
         return _cut(np.argsort(-lengths, kind="stable"), lengths, batch_size, batch_tokens)
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(lengths))
-    window = LOOK_AHEAD * batch_size
+    generator, window = np.random.default_rng(seed), LOOK_AHEAD * batch_size
+    order = generator.permutation(-(-len(lengths) // (block or 1)))
+    if block:
+        order = (order[:, None] * block + np.arange(block)).ravel()
+        order = order[order < len(lengths)]
     batches: list[np.ndarray] = []
     for start in range(0, len(order), window):
         near = order[start : start + window]
+        if block:
+            near = generator.permutation(near)
         near = near[np.argsort(-lengths[near], kind="stable")]
-        batches += _cut(near, lengths, batch_size, batch_tokens)
-    return [batches[i] for i in generator.permutation(len(batches))]
+        cut = _cut(near, lengths, batch_size, batch_tokens)
+        batches += [cut[i] for i in generator.permutation(len(cut))] if block else cut
+    return batches if block else [batches[i] for i in generator.permutation(len(batches))]
 
 
 def num_batches(lengths: np.ndarray, batch_size: int, batch_tokens: int) -> int:

@@ -52,6 +52,7 @@ class Table(Choice):
     msa_tokens: int = 0  # tokens to fill with rows of an alignment, drawn at random; 0: all rows
     msa_seed: int = 0  # of that draw
     structure_col: str = ""  # column of numbers per residue: nested lists, or .npy files
+    annotations: str = ""  # table of more columns; its first one has the identifiers of the rows
     gene_col: str = ""  # column of a cell file's var that names the genes; empty: what fits best
     neighbours: int = 0  # cells of a tissue that a cell is read with: the nearest of its file
     position_cols: tuple[str, ...] = ("spatial_x", "spatial_y")  # columns of their coordinates

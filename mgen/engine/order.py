@@ -29,7 +29,9 @@ class Order:
         """The rows of each batch of all processes."""
         train, seed = self.train, (self.train.seed, epoch)
         rows = draw(self.rows.splits["train"], self.task.weights, (*seed, 1))
-        cut = plan(self.lengths[rows], train.batch_size, train.batch_tokens, seed)
+        rows = np.sort(rows) if train.shuffle_block else rows
+        sizes = train.batch_size, train.batch_tokens
+        cut = plan(self.lengths[rows], *sizes, seed, train.shuffle_block)
         return [rows[positions] for positions in cut]
 
     def steps_of(self, epochs: int) -> int:

@@ -62,7 +62,8 @@ def open_table(table: Table, split: bool) -> Rows:
             found[part.group] = np.concatenate([found.get(part.group, NO_ROWS), numbers])
             start += len(part.rows)
             are_names &= part.is_split or role != "path"
-            parts.append(part._replace(rows=_as_named(table, part.name, part.rows)))
+            part = part._replace(rows=_as_named(table, part.name, part.rows))
+            parts.append(_annotated(table, part) if table.annotations else part)
     if not parts:
         raise InputError(f"--data.path {table.path!r}: names no file")
     dataset = _joined([part.name for part in parts], [part.rows for part in parts])
@@ -97,6 +98,37 @@ def open_table(table: Table, split: bool) -> Rows:
             raise InputError(message if known else f"{rows.names[0]}: {message}") from None
     rows.plan = "; ".join([*opener.said, *_padded(rows), *([rows.plan] if rows.plan else [])])
     return rows
+
+
+def _annotated(table: Table, part: Part) -> Part:
+    """With the columns of `table.annotations` beside its own."""
+    import datasets
+    import pyarrow.compute as pc
+
+    id_col = table.id_col or "id"
+    if id_col not in part.rows.column_names:
+        raise InputError(f"{part.name}: no column '{id_col}' to join --data.annotations by")
+    more, digest = cached(local_file(table.annotations))
+    key, *names = more.column_names
+    if clash := {*names} & {*part.rows.column_names}:
+        raise InputError(
+            f"{table.annotations}: {part.name} has a column '{min(clash)}' too. Rename it"
+        )
+    known = more.data.column(key).cast("string").combine_chunks()
+    if len(pc.unique(known)) < len(known):
+        raise InputError(f"{table.annotations}: column '{key}' has an identifier more than once")
+    places = pc.index_in(part.rows.data.column(id_col).cast("string"), known)
+    if places.null_count:
+        row = pc.index(places.is_null(), True).as_py()
+        raise InputError(
+            f"{table.annotations}: no row for {places.null_count:,} of {len(places):,} rows of "
+            f"{part.name}, the first is '{part.rows[row][id_col]}'"
+        )
+    columns = datasets.Dataset(more.data.table.select(names).take(places))
+    joined = datasets.concatenate_datasets([part.rows, columns], axis=1)
+    joined.info.description = part.rows.info.description  # what a file of cells has of its genes
+    digest = hashlib.sha256(f"{part.digest} {digest}".encode()).hexdigest()
+    return part._replace(rows=joined, digest=digest)
 
 
 def _genes(table: Table, parts: list[Part]) -> list[GeneTable]:
