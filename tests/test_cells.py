@@ -89,11 +89,16 @@ def test_golden_alignment_counts_the_first_of_repeated_genes_and_ours_their_sum(
 
 def test_neighbours_equal_golden():
     _, outputs, folder = reference()
-    wanted = outputs["spatial.neighbor_indices"]
+    wanted = outputs["spatial.neighbor_indices"][:, 1:]  # the first is the cell itself
     rows = opened(
         str(folder / "spatial.h5ad"), neighbours=wanted.shape[1], position_cols=("x", "y")
     )
     np.testing.assert_array_equal(rows.neighbours, wanted)
+    names = tuple(anndata.read_h5ad(folder / "spatial.h5ad", backed="r").var_names)
+    reader = CellTokenizer(GeneList(names, ("",) * len(names)), config=None)
+    cells = [row["sequence"] for row in rows.take(range(len(rows)))]
+    read = [reader.dense([cell, *cell.neighbours]).ravel() for cell in cells]
+    np.testing.assert_array_equal(np.stack(read), outputs["spatial.sequences"])
 
 
 # ------------------------------------------------------------- genes
