@@ -12,6 +12,7 @@ import gzip
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,8 @@ def argv(command: str) -> list[str]:
 
 def write_examples(folder: Path) -> None:
     """Example files that the pages name, cut from the simulated tables that come with mgen."""
+    bundled = ROOT / "mgen" / "data" / "named" / "bundled"
+    shutil.copyfile(bundled / "cells_tiny.h5ad", folder / "cells.h5ad")
     promoters = _bundled("promoters_tiny")
     _tsv(folder / "promoters.tsv", ["id", "sequence", "strength"], promoters[:400])
     _fasta(folder / "new.fasta", promoters[400:420])

@@ -40,6 +40,9 @@ aido_cell_10m cell aido_cell 256 8 8 640 16 19264 AIDO.Cell-10M
 aido_cell_100m cell aido_cell 640 18 20 1664 16 19264 AIDO.Cell-100M
 aido_cell_650m cell aido_cell 1280 32 20 3392 16 19264 AIDO.Cell-650M
 aido_cell_debug cell aido_cell 64 2 4 128 16 300 -
+aido_tissue_3m cell aido_tissue 128 - - - 16 19264 AIDO.Tissue-3M
+aido_tissue_60m cell aido_tissue - - - - 16 19264 AIDO.Tissue-60M
+aido_tissue_debug cell aido_tissue 64 2 4 128 16 300 -
 cell_log1p cell logcounts 19264 0 0 0 0 1 -
 esm2_8m protein esm 320 6 20 1280 33 1026 facebook/esm2_t6_8M_UR50D
 esm2_35m protein esm 480 12 20 1920 33 1026 facebook/esm2_t12_35M_UR50D
@@ -138,7 +141,8 @@ def test_facts_of_other_peoples_models_are_those_published(name):
 def test_every_name_says_where_it_is_from_and_what_one_may_do(entry):
     assert (
         entry.hub.count("/") == 1
-        or entry.name in ("aido_dna_debug", "aido_protein_debug", "aido_cell_debug", "dna_tiny")
+        or entry.name.endswith("_debug")
+        or entry.name == "dna_tiny"
         or entry.family in ("onehot", "logcounts")
     )
     assert entry.licence and entry.citation and entry.revision
@@ -147,7 +151,7 @@ def test_every_name_says_where_it_is_from_and_what_one_may_do(entry):
         not entry.hub
         or "doi:" in entry.citation
         or "arXiv:" in entry.citation
-        or (entry.name.startswith("esmc"))
+        or entry.name.startswith(("esmc", "aido_tissue"))
     )
     is_limited = entry.name.startswith(NON_COMMERCIAL) and bool(entry.hub)
     assert ("non-commercial" in entry.licence) == is_limited

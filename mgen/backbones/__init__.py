@@ -28,6 +28,7 @@ Pooled = Literal["all", "present", "expressed"]
 FAMILIES = ("rnabert", "fm4bio", "scimilarity")
 BY_FIELDS = {  # under other names, or by other fields of it
     "aido_cell": {"model_type": "cellfoundation"},
+    "aido_tissue": {"model_type": "cellspatialfoundation"},
     "scfoundation": {"model": "mae_autobin"},
     "geneformer": {"model_type": "bert", "modality": "cell"},
 }
@@ -417,6 +418,24 @@ def _aido_cell(
 
     options = {"genes": genes, "values": values, "pooled_genes": pooled_genes}
     return CellFoundationBackbone, options | {"dropout": dropout, "as_published": as_published}
+
+
+@BACKBONES.register("aido_tissue")
+def _aido_tissue(
+    *, genes: str = "", values: Values = "counts", dropout: float = 0.0, as_published: bool = False
+) -> tuple:
+    """AIDO.Tissue: the genes that a cell and its neighbours express.
+
+    Args:
+        genes: table with a column gene_name or ensembl_id, or .h5ad file, whose genes these are
+        values: what cells hold: counts, counts that are not whole, or ln(1 + 1e4 c / T) of them
+        dropout: share of hidden units and attention probabilities dropped in training
+        as_published: totals are of a whole batch, in bfloat16, and padding is attended to
+    """
+    from mgen.backbones.tissuefoundation import TissueFoundationBackbone
+
+    options = {"genes": genes, "values": values, "dropout": dropout}
+    return TissueFoundationBackbone, options | {"as_published": as_published}
 
 
 @BACKBONES.register("scfoundation")

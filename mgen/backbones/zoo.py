@@ -23,6 +23,7 @@ DNA_PAPER = "Ellington et al. 2024, doi:10.1101/2024.12.01.625444"
 RNA_PAPER = "Zou et al. 2024, doi:10.1101/2024.11.28.625345"
 PROTEIN_PAPER = "Sun et al. 2024, doi:10.1101/2024.11.29.625425"
 CELL_PAPER = "Ho et al. 2024, doi:10.1101/2024.11.28.625303"
+TISSUE_PAPER = "GenBio AI 2025, huggingface.co/genbio-ai/AIDO.Tissue-60M"
 RAG_PAPER = "Li et al. 2024, doi:10.1101/2024.12.02.626519"
 ESM_PAPER = "Lin et al. 2023, doi:10.1126/science.ade2574"
 ESM1B_PAPER = "Rives et al. 2021, doi:10.1073/pnas.2016239118"
@@ -59,6 +60,8 @@ EASY = {  # learns which fixed positions depend on each other within seconds
 UNTIED = {"use_lm_head": False, "tie_word_embeddings": False}
 CELL = {"model_type": "cellfoundation", **LAYER_NORM, "add_linear_bias": False, "bin_num": 100}
 CELL_DEBUG = {**CELL, "bin_num": 16, "gene_list": "simulated", "initializer_range": 0.2}
+TISSUE = {**CELL, "model_type": "cellspatialfoundation"}
+TISSUE_DEBUG = CELL_DEBUG | {"model_type": "cellspatialfoundation"}
 MOE = {"moe": True, "num_experts": 8, "experts_per_token": 2, **RMS_NORM_BIAS, **UNTIED}
 RAG = {"position_embedding_type": "rope_2d"}
 RAG_16B = {**MOE, **RAG, "str_embedding_in": 384}
@@ -181,6 +184,12 @@ def _cell(size: str, width: int, layers: int, heads: int, ffn: int, parameters: 
     facts = (19264, width, layers, heads, ffn, 16, parameters, CELL, GENBIO, CELL_PAPER)
     hub = f"genbio-ai/AIDO.Cell-{size.upper()}"
     return Entry(f"aido_cell_{size}", "aido_cell", hub, "cell", *facts)
+
+
+def _tissue(size: str, width: int | None) -> Entry:
+    facts = (19264, width, None, None, None, 16, None, TISSUE, GENBIO, TISSUE_PAPER)
+    hub = f"genbio-ai/AIDO.Tissue-{size.upper()}"
+    return Entry(f"aido_tissue_{size}", "aido_tissue", hub, "cell", *facts)
 
 
 def _esm(name: str, hub: str, width: int, layers: int, heads: int, parameters: int) -> Entry:
@@ -309,6 +318,9 @@ _ENTRIES = (
     _cell("100m", 640, 18, 20, 1664, 99_864_381),
     _cell("650m", 1280, 32, 20, 3392, 653_135_421),
     _made("aido_cell_debug", "aido_cell", "cell", 300, 64, 2, 4, 128, 16, 107_697, CELL_DEBUG),
+    _tissue("3m", 128),
+    _tissue("60m", None),
+    _made("aido_tissue_debug", "aido_tissue", "cell", 300, 64, 2, 4, 128, 16, 107_761, TISSUE_DEBUG),
     # name, hub, width, layers, heads, parameters
     _esm("esm2_8m", "esm2_t6_8M", 320, 6, 20, 7_512_474),
     _esm("esm2_35m", "esm2_t12_35M", 480, 12, 20, 33_501_394),
