@@ -320,7 +320,9 @@ _ENTRIES = (
     _made("aido_cell_debug", "aido_cell", "cell", 300, 64, 2, 4, 128, 16, 107_697, CELL_DEBUG),
     _tissue("3m", 128),
     _tissue("60m", None),
-    _made("aido_tissue_debug", "aido_tissue", "cell", 300, 64, 2, 4, 128, 16, 107_761, TISSUE_DEBUG),
+    _made(
+        "aido_tissue_debug", "aido_tissue", "cell", 300, 64, 2, 4, 128, 16, 107_761, TISSUE_DEBUG
+    ),
     # name, hub, width, layers, heads, parameters
     _esm("esm2_8m", "esm2_t6_8M", 320, 6, 20, 7_512_474),
     _esm("esm2_35m", "esm2_t12_35M", 480, 12, 20, 33_501_394),

@@ -10,6 +10,7 @@ from mgen.data.named.published import (
     AFL,
     CALM_PAPER,
     CC_BY,
+    CELL_TYPES,
     CLASSES,
     DEEPLOC_PAPER,
     FUSED,
@@ -48,12 +49,37 @@ def _files(
     It has a column "split" unless the options name another, folds or none.
     """
     start = name.partition("_")[0]
-    modality = start if start in ("dna", "rna") else "protein"
+    modality = {"dna": "dna", "rna": "rna", "cells": "cell"}.get(start, "protein")
     group = f"Files below $MGEN_SHARED/data: {modality}"
     table = Table(
         **{"name": name, "path": f"{SHARED_PREFIX}{file}", "split_col": "split", **options}
     )
     return Entry(table, group, modality, *facts, *terms, flags=flags, note=note)
+
+
+PBMC_PAPER = "Zheng et al. 2017, doi:10.1038/ncomms14049"
+
+
+def _cells(name: str, label: str, what: str, rows: str, **options: Any) -> Entry:
+    """The cells of one file, with the fixed folds of another."""
+    return _files(
+        name,
+        "cells/pbmc68k_reduced_counts.h5ad",
+        (what, CELL_TYPES, "f1", rows),
+        (
+            "CC BY 4.0: 10x Genomics",
+            PBMC_PAPER,
+            "the scanpy 1.11.5 wheel, 10x_pbmc68k_reduced.h5ad",
+        ),
+        annotations=f"{SHARED_PREFIX}cells/pbmc68k_folds_and_synthetic_layout.tsv",
+        x_col="counts",
+        y_cols=(label,),
+        split_col="",
+        folds=5,
+        fold_col="fold",
+        valid_fold=False,
+        **options,
+    )
 
 
 def _gb1(name: str, split: str, rows: str, what: str) -> Entry:
@@ -145,6 +171,17 @@ FAMILIES = {"16s": 66, "23s": 15, "5s": 1283, "srp": 918, "tRNA": 557, "tmRNA": 
 NO_SPLITS = {"split_col": "", "y_cols": ()}
 
 BENCHMARKS = (
+    _cells("cells_pbmc68k", "bulk_labels", "type of blood cells, ten classes", "700"),
+    _cells(
+        "cells_pbmc68k_niche",
+        "niche_label",
+        "niche of the same cells in a made-up tissue, five classes",
+        "700",
+        neighbours=10,
+        position_cols=("x", "y"),
+        note="the places are simulated: for trying spatial code out",
+        flags="--backbone aido_tissue_3m",
+    ),
     _gb1("flip_gb1", *TWO_VS_REST),
     _gb1("flip_gb1_one_vs_rest", "one_vs_rest", "25 / 3 / 8,705", "trained on singles"),
     _gb1("flip_gb1_two_vs_rest", *TWO_VS_REST),
