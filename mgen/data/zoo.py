@@ -116,7 +116,6 @@ _BUNDLED = (
         file="cells_tiny.h5ad",
         x_col="counts",
         y_cols=("cell_type",),
-        truth_col="truth",
         position_cols=("x", "y"),
     ),
 )

@@ -1,0 +1,130 @@
+"""Recipes of cells: classes that are kept, labels of any kind, and input that is refused."""
+
+import json
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT
+from scipy.sparse import csr_matrix
+
+from mgen.data.named import simulate
+from mgen.train import run
+
+sys.path.insert(0, str(ROOT / "recipes"))
+FILE = simulate.BUNDLED / "cells_tiny.h5ad"
+SHORT = ("--train.max-steps", 2, "--train.workers", 0)
+
+
+def command(recipe: str, *flags) -> int:
+    module = __import__(recipe)
+    task = {"cell_classification": "CellClassification", "cell_regression": "CellRegression"}
+    with pytest.raises(SystemExit) as left:
+        run(getattr(module, task[recipe]), module.Config, [str(flag) for flag in flags])
+    return left.value.code
+
+
+@pytest.fixture(scope="module")
+def data() -> anndata.AnnData:
+    return anndata.read_h5ad(FILE)
+
+
+def test_classes_are_those_of_the_run_whatever_a_file_has(data, tmp_path):
+    assert command("cell_classification", *SHORT, "--out", tmp_path, "--name", "a") == 0
+    some = data[data.obs["cell_type"] == "macrophage"].copy()
+    some.write_h5ad(tmp_path / "some.h5ad")
+    folder = tmp_path / "cell_classification" / "a"
+    flags = ("predict", "--run", folder, "--data.path", tmp_path / "some.h5ad")
+    assert command("cell_classification", *flags) == 0
+    found = pq.read_table(folder / "predictions" / "some.parquet")
+    names = [n for n in found.column_names if n.startswith("probability_")]
+    assert names == [f"probability_{n}" for n in ("B cell", "T cell", "macrophage", "stroma")]
+    assert found.num_rows == some.n_obs
+    facts = json.loads((folder / "checkpoints" / "best" / "facts.json").read_text())
+    assert facts["classes"] == ["B cell", "T cell", "macrophage", "stroma"]
+
+
+@pytest.mark.parametrize("kind", [int, bool])
+def test_labels_may_be_whole_numbers_or_truth_values(data, kind, tmp_path):
+    some = data[:100].copy()
+    some.obs["old"] = (some.obs["age"] > 50).astype(kind)
+    some.write_h5ad(tmp_path / "some.h5ad")
+    flags = ("--data", tmp_path / "some.h5ad", "--data.y-cols", "old", "--dry-run")
+    assert command("cell_classification", *flags) == 0
+
+
+COUNTS = np.random.default_rng(0).poisson(2, (30, 300)).astype(np.float32)
+GENES = [f"GENE{i + 1}" for i in range(300)]
+
+
+def table(folder, counts=COUNTS, genes=GENES, **obs):
+    columns = {"cell_type": ["a", "b", "c"] * 10} | obs
+    frame = pd.DataFrame(columns, index=[f"c{i}" for i in range(len(counts))])
+    path = folder / "cells.h5ad"
+    var = pd.DataFrame(index=[*genes])
+    anndata.AnnData(csr_matrix(counts), frame, var).write_h5ad(path)
+    return path
+
+
+def with_entry(value: float) -> np.ndarray:
+    counts = COUNTS.copy()
+    counts[4, 7] = value
+    return counts
+
+
+IN_TEST = ["train"] * 24 + ["valid"] * 3 + ["test"] * 3
+ONLY_IN_TEST = ["a", "b"] * 12 + ["a"] * 3 + ["a", "b", "new"]
+BAD = {
+    "no such column of obs": ({}, ["--data.id-col", "barcode"], "no column 'barcode'"),
+    "no gene in common": ({"genes": [f"X{i}" for i in range(300)]}, [], "none of the 300 genes"),
+    "genes of mice": (
+        {"genes": [f"ENSMUSG{i:011d}" for i in range(300)]},
+        ["--backbone.genes", "human.tsv"],
+        "are of mouse",
+    ),
+    "logarithms": ({"counts": np.log1p(COUNTS)}, [], "They look like logarithms"),
+    "a negative count": ({"counts": with_entry(-1)}, [], "row 5"),
+    "no number": ({"counts": with_entry(np.nan)}, [], "gene GENE8: nan is no count"),
+    "no coordinates": (
+        {},
+        ["--backbone", "aido_tissue_debug", "--data.neighbours", "3"],
+        "no column 'spatial_x'",
+    ),
+    "neighbours of a model of one cell": (
+        {"x": range(30), "y": range(30)},
+        ["--data.neighbours", "3", "--data.position-cols", "x", "y"],
+        "reads one cell at a time",
+    ),
+    "a class only in test": (
+        {"cell_type": ONLY_IN_TEST, "split": IN_TEST},
+        ["--data.split-col", "split"],
+        "new",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_wrong_input_is_refused_before_weights_load(what, tmp_path, capsys, monkeypatch):
+    columns, flags, message = BAD[what]
+    monkeypatch.chdir(tmp_path)
+    human = "".join(f"ENSG{i:011d}\n" for i in range(300))
+    (tmp_path / "human.tsv").write_text("ensembl_id\n" + human)
+    path = table(tmp_path, **columns)
+    monkeypatch.setattr("mgen.task.Task.setup", None)  # what loads weights
+    given = ["--data", path, "--data.y-cols", "cell_type", *flags, "--out", tmp_path / "runs"]
+    assert command("cell_classification", *given) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("error ") and said.count("error ") == 1 and message in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_cut_short_is_refused(tmp_path, capsys):
+    path = table(tmp_path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    flags = ["--data", path, "--data.y-cols", "cell_type", "--out", tmp_path / "runs"]
+    assert command("cell_classification", *flags) == 2
+    assert "cells.h5ad" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
