@@ -78,7 +78,7 @@ def with_entry(value: float) -> np.ndarray:
 IN_TEST = ["train"] * 24 + ["valid"] * 3 + ["test"] * 3
 ONLY_IN_TEST = ["a", "b"] * 12 + ["a"] * 3 + ["a", "b", "new"]
 BAD = {
-    "no such column of obs": ({}, ["--data.id-col", "barcode"], "no column 'barcode'"),
+    "no such column of obs": ({}, ["--data.split-col", "donor"], "no column 'donor'"),
     "no gene in common": ({"genes": [f"X{i}" for i in range(300)]}, [], "none of the 300 genes"),
     "genes of mice": (
         {"genes": [f"ENSMUSG{i:011d}" for i in range(300)]},
