@@ -316,6 +316,7 @@ _ENTRIES = (
     _cell("3m", 128, 6, 4, 320, 3_640_125),
     _cell("10m", 256, 8, 8, 640, 11_073_085),
     _cell("100m", 640, 18, 20, 1664, 99_864_381),
+    # In the table of the models' card; a repository of it was not seen.
     _cell("650m", 1280, 32, 20, 3392, 653_135_421),
     _made("aido_cell_debug", "aido_cell", "cell", 300, 64, 2, 4, 128, 16, 107_697, CELL_DEBUG),
     _tissue("3m", 128),

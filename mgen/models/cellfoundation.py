@@ -35,6 +35,12 @@ class CellFoundationConfig(RNABertConfig):
     }
 
 
+def soft_bins(values: Tensor, first: nn.Module, second: nn.Module, alpha: float) -> Tensor:
+    """Shares of K learnt bins (..., K) of values (...) (xTrimoGene, arXiv:2311.15156)."""
+    a = F.leaky_relu(first(values.unsqueeze(-1).to(first.weight.dtype)), 0.1)
+    return (alpha * a + second(a)).softmax(-1)
+
+
 class ValueEmbedding(nn.Module):
     """Values (B, L) to (B, L, D): a soft assignment to K bins, each with a vector.
 
@@ -50,9 +56,8 @@ class ValueEmbedding(nn.Module):
         self.config = config
 
     def forward(self, values: Tensor) -> Tensor:
-        table = self.lookup_table.weight
-        a = F.leaky_relu(self.linear1(values.unsqueeze(-1).to(table.dtype)), 0.1)
-        x = (self.config.bin_alpha * a + self.linear2(a)).softmax(-1) @ table
+        shares = soft_bins(values, self.linear1, self.linear2, self.config.bin_alpha)
+        x = shares @ self.lookup_table.weight
         for value, own in (
             (self.config.mask_token_id, self.mask_embedding),
             (self.config.pad_token_id, self.pad_embedding),

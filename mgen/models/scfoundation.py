@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mgen.config import InputError
 from mgen.models.attention import Layout, attend, initialise, lay_out, split_heads
+from mgen.models.cellfoundation import soft_bins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,7 @@ class ValueEmbedding(nn.Module):
 
     def weights(self, values: Tensor) -> Tensor:
         """Shares of the bins (..., bins)."""
-        scores = F.leaky_relu(self.mlp(values.unsqueeze(-1).to(self.mlp.weight.dtype)), 0.1)
-        return (self.alpha * scores + self.mlp2(scores)).softmax(-1)
+        return soft_bins(values, self.mlp, self.mlp2, self.alpha)
 
     def forward(self, values: Tensor, masked: Tensor | None = None) -> Tensor:
         """Values that `masked` (...) marks are hidden."""
