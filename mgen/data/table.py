@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 2 << 20  # what a check looks at at once
 CHUNK_ROWS = 1 << 16
+PLACES = ("name", "path", "valid_path", "test_path", "annotations", "wild_type", "genome")
 MOST_BLOCKS = 64  # of Arrow; of more, few rows would be read at once from each
 
 Strands = Literal["forward", "augment", "average", "both"]
@@ -179,7 +180,7 @@ class Rows:
     @property
     def digest(self) -> str:
         options = asdict(self.table)
-        for name in ("name", "path", "valid_path", "test_path", "wild_type", "genome"):
+        for name in PLACES:
             del options[name]  # a table that was moved is the same table
         digest = hashlib.sha256(json.dumps([self._contents, options]).encode())
         for name, rows in self.splits.items():
@@ -262,7 +263,7 @@ class Rows:
         return np.cumsum([0, *(block.num_rows for block in blocks)])[:-1], blocks
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("_blocks", "_counts")
+        mapped = ("_blocks", "_counts", "_scalars")
         return {key: value for key, value in vars(self).items() if key not in mapped}
 
     def chunks(

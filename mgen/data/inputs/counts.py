@@ -33,11 +33,15 @@ def nearest_rows(rows: Rows) -> np.ndarray:
     """The `neighbours` nearest rows of each row within its file, nearest first, (N, k) int32.
 
     By Euclidean distance of `position_cols`; equal distances by row number. Raises InputError for
-    a missing position, and for a file with too few cells.
+    a missing position, for a file with too few cells, and for rows that are no cells.
     """
     from scipy.spatial import cKDTree
 
     table, found = rows.table, []
+    if not rows.genes:
+        raise InputError(
+            f"{rows.names[0]}: --data.neighbours {table.neighbours} is for tables of cells. Drop it"
+        )
     places = np.stack([_numbers(rows, column) for column in table.position_cols], 1)
     for name, first, last in zip(rows.names, rows.starts, rows.starts[1:], strict=False):
         own, k = places[first:last], table.neighbours
