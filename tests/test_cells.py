@@ -9,15 +9,18 @@ from safetensors.numpy import load_file
 from scipy.sparse import csr_matrix
 from scipy.spatial.distance import cdist
 
+from mgen.backbones import backbone
 from mgen.backbones.cell_tokenizer import CellTokenizer, normalised
 from mgen.backbones.genes import GeneList, read_table, species
 from mgen.config import InputError
 from mgen.data import table
 from mgen.data.batches import plan
 from mgen.data.checking import check
+from mgen.data.splitting.assigning import NO_ROWS, used_rows
+from mgen.data.targets.facts import class_facts, number_facts, scaled
 from mgen.io.counts import GeneTable, cells_of
 
-NAMES = ("A", "B", "C", "D")
+NAMES, ALL = ("A", "B", "C", "D"), ("train", "valid", "test")
 LIST = GeneList(NAMES, ("ENSG00000000001", "ENSG00000000002", "", "ENSG00000000004"))
 
 
@@ -85,6 +88,44 @@ def test_golden_alignment_counts_the_first_of_repeated_genes_and_ours_their_sum(
         [frame.loc[name] if name in frame.index else 0 * frame.iloc[0] for name in genes.symbols], 1
     )
     np.testing.assert_array_equal(CellTokenizer(genes, config=None).dense(cells), summed)
+
+
+def test_labels_and_weights_equal_golden():
+    """Class weights; names sorted as labels are numbered; ages by mean and std of training."""
+    genes, outputs, folder = reference()
+    reader = CellTokenizer(genes, config=None)
+
+    def opened_with(file: str, label: str, **options):
+        path = str(folder / file)
+        return table(path, x_col="counts", y_cols=(label,), **options).open(split=False)
+
+    rows = opened_with("classification.h5ad", "cell_type_label")
+    rows.splits = {"train": np.arange(len(rows)), "valid": NO_ROWS, "test": NO_ROWS}
+    facts = class_facts(rows, ALL, 0, False, {})
+    np.testing.assert_allclose(facts["weights"], outputs["classification.class_weight"], rtol=1e-6)
+
+    clock = table(
+        str(folder / "clock.h5ad"), x_col="counts", y_cols=("numeric_age",), split_col="split",
+        valid_split="val",
+    ).open()  # fmt: skip
+    facts = number_facts(clock, ALL, "train", {})
+    for split, name in (("train", "train"), ("valid", "val"), ("test", "test")):
+        given = clock.take(np.sort(clock.splits[split]))
+        ages = scaled(clock.table.labels(given), facts).numpy()
+        np.testing.assert_allclose(ages, outputs[f"clock.{name}.labels"], atol=1e-6)
+        counts = reader.dense([row["counts"] for row in given])
+        np.testing.assert_array_equal(counts, outputs[f"clock.{name}.sequences"])
+
+    drugs = opened_with("perturbation.h5ad", "drug", only=("cell_line=CVCL_0546",))
+    drugs.splits = {"train": used_rows(drugs), "valid": NO_ROWS, "test": NO_ROWS}
+    names = class_facts(drugs, ALL, 0, False, {})["classes"]
+    for split in ("train", "val", "test"):
+        by_row = {row["row"]: row for row in drugs.take(used_rows(drugs))}
+        given = [by_row[number] for number in outputs[f"pert.{split}.rows"].tolist()]
+        labels = [names.index(row["drug"]) for row in given]
+        assert labels == outputs[f"pert.{split}.labels"].tolist()
+        counts = reader.dense([row["counts"] for row in given])
+        np.testing.assert_array_equal(counts, outputs[f"pert.{split}.sequences"])
 
 
 def test_neighbours_equal_golden():
@@ -207,6 +248,20 @@ def test_missing_coordinates_are_named(tmp_path):
         opened(path, neighbours=1)
 
 
+def test_neighbours_are_of_cells_alone():
+    with pytest.raises(InputError, match="neighbours 3 is for tables of cells"):
+        table("promoters_tiny", neighbours=3).open()
+
+
+def test_a_model_that_reads_all_genes_cuts_none(tmp_path):
+    with pytest.raises(InputError, match="no order to cut them by"):
+        backbone("aido_cell_debug", max_length=100, truncate="right").tokenizer()
+    reader = backbone("aido_cell_debug", max_length=100).tokenizer()
+    rows = opened(write(tmp_path / "a.h5ad", [[1, 2]], ["GENE1", "GENE2"]))
+    with pytest.raises(InputError, match="302 tokens, and the limit is 100"):
+        reader.tokenize([rows.cell(0)])
+
+
 def test_annotations_are_joined_by_identifier(tmp_path):
     path = write(tmp_path / "a.h5ad", np.ones((3, 4)))
     more = tmp_path / "more.tsv"
@@ -214,6 +269,9 @@ def test_annotations_are_joined_by_identifier(tmp_path):
     rows = opened(path, annotations=str(more))
     assert [row["kind"] for row in rows.take(range(3))] == ["B", "NK", "T"]
     assert rows.genes and rows.digest != opened(path).digest
+    moved = tmp_path / "moved.tsv"
+    moved.write_bytes(more.read_bytes())
+    assert opened(path, annotations=str(moved)).digest == rows.digest
     more.write_text("cell\tkind\nc2\tT\nc0\tB\n")
     with pytest.raises(InputError, match=r"no row for 1 of 3 rows.*'c1'"):
         opened(path, annotations=str(more))

@@ -35,7 +35,8 @@ class CellTokenizer:
         pooled_genes: which genes pooling counts: "all", those "present" in the file, "expressed".
         as_published: what published code does, mistakes included.
         max_length: most tokens of a cell; 0 is no limit.
-        truncate: what to do with more: "error", or leave out the last ones: "right".
+        truncate: what to do with more: "error" or, of models that rank genes, leave out the last
+            ones: "right".
     """
 
     modality, style = "cell", Style("", "", "", "", "")
@@ -43,6 +44,7 @@ class CellTokenizer:
     unknown, as_written, per_letter, has_context, stored = "token", False, False, False, None
     num_special = 0
     reads_neighbours = False
+    ranks = False  # the genes of a cell have an order to cut them by
 
     def __init__(
         self,
@@ -55,9 +57,10 @@ class CellTokenizer:
         max_length: int = 0,
         truncate: str = "error",
     ) -> None:
-        if truncate not in ("error", "right"):
+        if truncate not in ("error", "right" if self.ranks else "error"):
             raise InputError(
-                f"--backbone.truncate {truncate}: cells are cut at the right end, or an error"
+                f"--backbone.truncate {truncate}: genes that this model reads have no order to "
+                "cut them by. Drop it"
             )
         self._genes, self.config = genes, config
         self.values, self.pooled_genes = values, pooled_genes
@@ -89,7 +92,14 @@ class CellTokenizer:
                 f"this model reads cells, found {wrong!r}. Set --data.path to an .h5ad file, or "
                 "take cells_of an AnnData object (mgen.io.counts)"
             )
-        return self.batch(rows)
+        found = self.batch(rows)
+        longest = int(found["attention_mask"].sum(1).max()) if len(rows) else 0
+        if 0 < self.max_length < longest:
+            raise InputError(
+                f"a cell has {longest:,} tokens, and the limit is {self.max_length:,}. Raise "
+                "--backbone.max-length"
+            )
+        return found
 
     def batch(self, rows: Sequence[Counts]) -> dict[str, Tensor]:
         """What `tokenize` returns, for cells."""

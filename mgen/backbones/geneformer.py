@@ -44,6 +44,7 @@ class GeneformerTokenizer(CellTokenizer):
 
     style = Style("<pad>", "<mask>", "", "<cls>", "<eos>")
     num_special = 2
+    ranks = True
 
     def __init__(self, *given, medians: np.ndarray, collapse: bool = True, **options: Any) -> None:
         super().__init__(*given, **options)
@@ -168,7 +169,10 @@ class GeneformerBackbone(CellBackbone, HuggingFaceBackbone):
         """Give the hidden state `emb_layer`, counted as published; layers above take no part."""
         most = self.num_layers
         if not 0 < emb_layer % (most + 1) <= most or not -most <= emb_layer <= most:
-            raise InputError(f"--backbone.emb-layer {emb_layer}: states are 1 to {most}, or -1 ...")
+            raise InputError(
+                f"--backbone.emb-layer {emb_layer}: states are 1 to {most}, or -1 to {-most} "
+                "counted from the last"
+            )
         self.num_layers, layers = emb_layer % (most + 1), self.encoder.encoder.layer
         self.encoder.encoder.layer, self.all_layers = layers[: self.num_layers], [layers]
 

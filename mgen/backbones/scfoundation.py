@@ -47,11 +47,6 @@ class ScFoundationTokenizer(CellTokenizer):
     def __init__(self, *given, depth: float = 4.0, bulk: bool = False, **options: Any) -> None:
         super().__init__(*given, **options)
         self.depth, self.bulk = float(depth), bulk
-        if self.truncate == "right":
-            raise InputError(
-                "--backbone.truncate right: scFoundation's genes have no order to cut them by. "
-                "Drop it: all that a cell expresses are read"
-            )
 
     def batch(self, rows: Sequence[Counts]) -> dict[str, Tensor]:
         """`values`, `gene_ids` (G and G + 1 are the depths) and the masks, all (B, L)."""
