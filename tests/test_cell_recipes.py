@@ -16,7 +16,7 @@ from mgen.train import run
 
 sys.path.insert(0, str(ROOT / "recipes"))
 FILE = simulate.BUNDLED / "cells_tiny.h5ad"
-SHORT = ("--train.max-steps", 2, "--train.workers", 0)
+SHORT = ("--train.max-steps", 2, "--train.batch-size", 8, "--train.workers", 0)
 
 
 def command(recipe: str, *flags) -> int:

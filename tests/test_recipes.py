@@ -21,7 +21,10 @@ from mgen.train import run
 
 STEPS, STOP = 14, 6
 FEW_HELD_OUT = ["--data.test-fraction", 0.02, "--data.valid-fraction", 0.04]
-LIGHTER = {"conditional_masked_diffusion": ["--timesteps", 2]}
+LIGHTER = {
+    "conditional_masked_diffusion": ["--timesteps", 2],
+    **dict.fromkeys(("cell_classification", "cell_regression"), ["--train.batch-size", 8]),
+}
 
 
 def module_of(name: str):
