@@ -109,6 +109,32 @@ def test_content_does_not_depend_on_workers():
         assert tiny.equal(ours, theirs)
 
 
+def wide(rows):
+    """Large arrays of which most is one value: with numbers that equal it or nothing."""
+    values = torch.zeros(len(rows), 40_000)
+    values[:, 5], values[:, 7], values[:, 11] = -0.0, float("nan"), 3.5
+    ones = torch.ones(len(rows), 40_000, dtype=torch.long)
+    ones[:, -1] = 0
+    other = torch.arange(80_000).view(2, -1) % 3
+    return {
+        "values": values,
+        "mask": ones,
+        "flags": values == 3.5,
+        "all": ones[:, :9_000] * 0,
+        "other": other,
+    }
+
+
+def test_large_arrays_cross_from_a_worker_as_they_are():
+    for ours, theirs in zip(
+        loader(Rows(), BATCHES, wide), loader(Rows(), BATCHES, wide, 2), strict=True
+    ):
+        for name, tensor in ours.items():
+            assert theirs[name].dtype == tensor.dtype
+            assert theirs[name].shape == tensor.shape
+            assert theirs[name].numpy().tobytes() == tensor.numpy().tobytes()
+
+
 def test_content_depends_on_the_seed_of_the_batch():
     once, again = (next(loader(Rows(), [Batch((0,), seed)], noisy)) for seed in (1, 2))
     assert not any(torch.equal(once[key], again[key]) for key in ("torch", "numpy", "python"))

@@ -128,9 +128,9 @@ class CellTokenizer:
 
     def dense(self, rows: Sequence[Counts]) -> np.ndarray:
         """The values of all genes (B, G) float32."""
-        found = np.empty((len(rows), len(self.genes)), dtype=np.float32)
-        for i, row in enumerate(rows):
-            found[i] = np.bincount(*self._placed(row), len(self.genes))
+        found = np.zeros((len(rows), len(self.genes)), dtype=np.float32)
+        for own, row in zip(found, rows, strict=True):
+            np.add.at(own, *self._placed(row))
         return found
 
     def _placed(self, row: Counts) -> tuple[np.ndarray, np.ndarray]:

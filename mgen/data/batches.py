@@ -23,6 +23,7 @@ from mgen.config import InputError
 
 LOOK_AHEAD = 50  # batches' worth of shuffled rows among which similar lengths are put together
 GROUP_ROWS = 256  # rows that make the crossing from a worker process worth it
+SPARSE_BYTES = 1 << 16  # arrays from this size on cross without the value that most of them is
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,44 @@ class _Groups(Dataset):
     def _made(self, batch: Batch, rows: list[dict]) -> dict[str, Any]:
         seed_all(batch.seed)
         made = {**self.collate(rows), "row": np.array(batch.rows)}
-        return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in made.items()}
+        made = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in made.items()}
+        return {k: _without_filler(v) for k, v in made.items()} if get_worker_info() else made
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    """An array that is one value but for some places; all of it by its bits."""
+
+    filler: np.ndarray  # (1,)
+    places: np.ndarray  # of the others, in the flattened array
+    values: np.ndarray
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def whole(self) -> np.ndarray:
+        bits = np.zeros(self.shape, dtype=self.filler.dtype)
+        if self.filler.any():
+            bits += self.filler
+        bits.ravel()[self.places] = self.values
+        return bits.view(self.dtype)
+
+
+def _without_filler(value: Any) -> Any:
+    """A large array of mostly zeros, or of mostly its first value, as `_Sparse`; all else as it is.
+
+    Genes of a cell and masks are such: whole they took five times as long to cross as to make.
+    """
+    is_numbers = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    if not is_numbers or value.nbytes < SPARSE_BYTES:
+        return value
+    bits = np.ascontiguousarray(value).view(f"u{value.itemsize}")
+    for filler in (np.zeros(1, dtype=bits.dtype), bits.ravel()[:1].copy()):
+        differs = bits != filler
+        if np.count_nonzero(differs) * 4 < bits.size:
+            places = np.flatnonzero(differs)
+            values = bits.ravel()[places]
+            return _Sparse(filler, places.astype(np.uint32), values, bits.shape, value.dtype)
+    return value
 
 
 def loader(
@@ -159,7 +197,8 @@ def _grouped(batches: Iterable[Batch], least: int) -> Iterator[list[Batch]]:
 
 
 def _tensors(batch: dict[str, Any], pin_memory: bool) -> dict[str, Any]:
-    found = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+    found = {k: v.whole() if isinstance(v, _Sparse) else v for k, v in batch.items()}
+    found = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in found.items()}
     if pin_memory:
         return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in found.items()}
     return found

@@ -136,15 +136,31 @@ def _as_they_are(rows: list[dict]) -> dict:
 
 
 class Memory:
-    """Peak of this process's memory since now, in MB: its own, and with mapped pages of files."""
+    """Peak of this process's memory since now, in MB: its own, and with mapped pages of files.
 
-    def __init__(self) -> None:
+    With `children` theirs too; what a forked one shares with its parent counts again.
+    """
+
+    def __init__(self, children: bool = False) -> None:
+        self.children = children
         self.start = self.peak = self._now()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _now(self) -> np.ndarray:
-        lines = dict(s.split(":", 1) for s in Path("/proc/self/status").read_text().splitlines())
-        return np.array([int(lines[key].split()[0]) / 1e3 for key in ("RssAnon", "VmRSS")])
+        processes = ["self"]
+        if self.children:
+            tasks = Path("/proc/self/task").glob("*/children")
+            processes += [child for task in tasks for child in task.read_text().split()]
+        return np.sum([self._of(process) for process in processes], 0)
+
+    def _of(self, process: str) -> np.ndarray:
+        try:
+            lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        except OSError:  # it has ended
+            return np.zeros(2)
+        found = dict(line.split(":", 1) for line in lines)
+        kb = (found.get(key, "0").split()[0] for key in ("RssAnon", "VmRSS"))  # none of a zombie
+        return np.array([int(size) / 1e3 for size in kb])
 
     def _watch(self) -> None:
         while True:
