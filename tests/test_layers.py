@@ -145,6 +145,7 @@ WITHOUT_TORCH = (
     "experiments.py",
     "report.py",
     "io/cells.py",
+    "io/soma.py",
     "io/tables.py",
     "backbones/zoo.py",
     "data/zoo.py",

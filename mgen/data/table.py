@@ -41,8 +41,8 @@ class Table(Choice):
     subset: str = ""  # configuration of a hub data set, and what {subset} in a path stands for
     revision: str = "main"  # revision of a hub data set
     max_rows: int = 0  # first rows of each file or split; of the hub no more is fetched; 0: all
-    query: str = ""  # SQL query of an SQLite or DuckDB file; empty: all of its only table
-    layer: str = ""  # layer of files of cells that holds the counts, or raw; empty: X
+    query: str = ""  # SQL of an SQLite or DuckDB file, filter of obs of a SOMA one; empty: all
+    layer: str = ""  # of files of cells: layer, or raw; of SOMA: MEASUREMENT/LAYER; empty: X
     x_col: str = "sequence"  # column of sequences
     genome: str = ""  # FASTA whose intervals the rows are: x_col gets the sequences there
     window: int = 0  # letters read around the middle of an interval or variant; 0: the interval

@@ -27,12 +27,13 @@ MOST_ENTRIES = 4 << 20  # of a matrix held at once; a row may have more
 MOST_ROWS = 10_000
 LARGEST_WHOLE = 1 << 24  # float32 holds every whole number up to here
 MTX = ("matrix.mtx", "matrix.mtx.gz")
+SOMA = "__tiledb_group.tdb"  # in each folder that is a group of TileDB, such as an experiment
 
 
 def is_cell_folder(path: Path) -> bool:
     """Whether a folder is one table of cells."""
     is_zarr = path.suffix.lower() == ".zarr"
-    return path.is_dir() and (is_zarr or any((path / name).is_file() for name in MTX))
+    return path.is_dir() and (is_zarr or any((path / name).is_file() for name in (*MTX, SOMA)))
 
 
 def read_cells(path: str | Path, layer: str = "") -> Iterator[pa.RecordBatch]:
@@ -130,10 +131,12 @@ def _groups(ends: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 @dataclass
-class _Cells:
+class Cells:
+    """Cells of one file, or a block of them (without `matrix`)."""
+
     obs: Any  # pandas.DataFrame
     var: Any
-    matrix: _Matrix
+    matrix: _Matrix | None
     spatial: np.ndarray | None = None
     kept: np.ndarray | None = None  # columns of the matrix that are genes
 
@@ -146,24 +149,25 @@ class _Cells:
             )
         if not len(self.obs):
             raise InputError(f"{path}: it has no cells")
-        columns = self._columns(path)
+        columns = self.columns(path)
+        schema = self.schema(columns)
+        start = 0
+        for block in self.matrix.blocks():
+            size = block.shape[0]
+            own = [column.slice(start, size) for column in columns.values()]
+            yield pa.RecordBatch.from_arrays([*own, self.counts(path, block, start)], schema=schema)
+            start += size
+
+    def schema(self, columns: dict[str, pa.Array]) -> pa.Schema:
         var = self.var if self.kept is None else self.var.iloc[self.kept]
         genes = {"": [*map(str, var.index)]}
         for name in var:
             if var[name].dtype.kind not in "biufc":
                 genes[str(name)] = ["" if v is None or v != v else str(v) for v in var[name]]
         fields = [(name, column.type) for name, column in columns.items()]
-        schema = pa.schema([*fields, ("counts", COUNTS)], {GENES: json.dumps(genes).encode()})
-        start = 0
-        for block in self.matrix.blocks():
-            size = block.shape[0]
-            own = [column.slice(start, size) for column in columns.values()]
-            yield pa.RecordBatch.from_arrays(
-                [*own, self._counts(path, block, start)], schema=schema
-            )
-            start += size
+        return pa.schema([*fields, ("counts", COUNTS)], {GENES: json.dumps(genes).encode()})
 
-    def _counts(self, path: Path, block: Any, start: int) -> pa.Array:
+    def counts(self, path: Path, block: Any, start: int) -> pa.Array:
         block = block if self.kept is None else block[:, self.kept]
         block.sum_duplicates()
         block.eliminate_zeros()
@@ -182,7 +186,7 @@ class _Cells:
         lists = [pa.ListArray.from_arrays(ends, pa.array(part)) for part in parts]
         return pa.StructArray.from_arrays(lists, fields=[*COUNTS])
 
-    def _columns(self, path: Path) -> dict[str, pa.Array]:
+    def columns(self, path: Path) -> dict[str, pa.Array]:
         names = [*map(str, self.obs.columns)]
         index = "obs_name" if "id" in names else "id"
         reject_duplicates(path, [index, *names])
@@ -248,7 +252,7 @@ def _open(path: Path) -> Any:
         ) from None
 
 
-def _found(path: Path, root: Any, layer: str) -> _Cells:
+def _found(path: Path, root: Any, layer: str) -> Cells:
     if "obs" in root and "var" in root:
         return _anndata(path, root, layer)
     _reject_layer(path, layer)
@@ -266,7 +270,7 @@ def _reject_layer(path: Path, layer: str) -> None:
         raise InputError(f"{path}: it has one matrix. Set --data.layer ''")
 
 
-def _anndata(path: Path, root: Any, layer: str) -> _Cells:
+def _anndata(path: Path, root: Any, layer: str) -> Cells:
     from anndata.io import read_elem
 
     layers = [*root["layers"]] if "layers" in root else []
@@ -286,7 +290,7 @@ def _anndata(path: Path, root: Any, layer: str) -> _Cells:
     spatial = np.asarray(read_elem(obsm["spatial"])) if "spatial" in obsm else None
     if spatial is not None and (spatial.ndim != 2 or spatial.shape[1] < 2):
         raise InputError(f"{path}: obsm 'spatial' is {spatial.shape}, expected two columns or more")
-    return _Cells(read_elem(root["obs"]), read_elem(source["var"]), _matrix(node), spatial)
+    return Cells(read_elem(root["obs"]), read_elem(source["var"]), _matrix(node), spatial)
 
 
 def _matrix(node: Any) -> _Matrix:
@@ -301,7 +305,7 @@ def _matrix(node: Any) -> _Matrix:
     return _Matrix("dense", (node,), tuple(map(int, node.shape)))
 
 
-def _tenx(path: Path, group: Any) -> _Cells:
+def _tenx(path: Path, group: Any) -> Cells:
     """Genes x cells by column, which is cells x genes by row."""
 
     def text(node: Any) -> list[str]:
@@ -319,7 +323,7 @@ def _tenx(path: Path, group: Any) -> _Cells:
 
 def _tenx_cells(
     path: Path, barcodes: list, ids: list, names: list, kinds: list | None, matrix: _Matrix
-) -> _Cells:
+) -> Cells:
     import pandas as pd
 
     var, kept = pd.DataFrame({"gene_ids": ids}, index=names), None
@@ -334,10 +338,10 @@ def _tenx_cells(
                 "type 'Gene Expression' and are left out",
                 stacklevel=2,
             )
-    return _Cells(pd.DataFrame(index=barcodes), var, matrix, kept=kept)
+    return Cells(pd.DataFrame(index=barcodes), var, matrix, kept=kept)
 
 
-def _mtx(path: Path, layer: str) -> _Cells:
+def _mtx(path: Path, layer: str) -> Cells:
     """The matrix is held whole: its text has no order that could be relied on."""
     try:
         import pandas as pd

@@ -21,10 +21,11 @@ import pyarrow as pa
 from mgen.config import InputError
 from mgen.io import bed
 from mgen.io.arrow import ARROW, arrow_batches
-from mgen.io.cells import is_cell_folder, read_cells
+from mgen.io.cells import SOMA, is_cell_folder, read_cells
 from mgen.io.columns import place, plain_types, reject_duplicates, short, unified
 from mgen.io.databases import DATABASES
 from mgen.io.lines import decoded, lines, not_utf8, reject_wide, size_of
+from mgen.io.soma import read_soma
 from mgen.io.vcf import read_vcf
 
 FASTA = (".fasta", ".fa", ".fna", ".faa", ".ffn", ".fas")
@@ -43,13 +44,15 @@ def read(path: str | Path, query: str = "", layer: str = "") -> Batches:
 
     CSV, TSV and FASTA columns are text exactly as written ("NA" is a sequence, an empty cell is
     ""); JSON, Parquet, Arrow and databases keep their types. `query` is the SELECT that makes the
-    rows of a database; without one they are those of its only table. `layer` is that of cells.
+    rows of a database; without one they are those of its only table. Of a SOMA experiment it is a
+    filter of obs. `layer` is that of cells.
     """
     path = Path(path)
     suffix = table_format(path)
-    if query and suffix not in DATABASES:
+    if query and suffix not in {*DATABASES, ".soma"}:
         raise InputError(
-            f"{path}: --data.query is for databases ({', '.join(DATABASES)}). Set --data.query ''"
+            f"{path}: --data.query is for databases ({', '.join(DATABASES)}) and SOMA experiments. "
+            "Set --data.query ''"
         )
     if layer and suffix not in CELLS:
         raise InputError(f"{path}: --data.layer is for files of cells. Set --data.layer ''")
@@ -84,7 +87,9 @@ def read(path: str | Path, query: str = "", layer: str = "") -> Batches:
 def table_format(path: str | Path) -> str:
     """The suffix that decides how a file is read, ".gz" aside. Raises InputError if unknown."""
     if is_cell_folder(Path(path)):
-        return ".zarr" if Path(path).suffix.lower() == ".zarr" else ".mtx"
+        is_soma = (Path(path) / SOMA).is_file()
+        is_zarr = Path(path).suffix.lower() == ".zarr"
+        return ".soma" if is_soma else ".zarr" if is_zarr else ".mtx"
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     is_packed = suffixes[-1:] == [".gz"]
     suffix = [*suffixes, ""][len(suffixes) - 1 - is_packed] if suffixes else ""
@@ -354,7 +359,8 @@ def _grouped(records: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]
         yield group
 
 
-CELLS = (".h5ad", ".h5", ".zarr", ".mtx")  # the last: a folder of 10x with matrix.mtx in it
+# The last two: a folder of 10x with matrix.mtx in it, and a SOMA experiment, whatever its name.
+CELLS = (".h5ad", ".h5", ".zarr", ".mtx", ".soma")
 
 READERS: dict[str, Callable[[Path, IO[bytes]], Batches]] = {
     ".csv": lambda path, file: _read_delimited(path, file, ","),
@@ -370,5 +376,6 @@ READERS: dict[str, Callable[[Path, IO[bytes]], Batches]] = {
     ".vcf": read_vcf,
     **DATABASES,
     **dict.fromkeys(CELLS, lambda path, file, layer="": read_cells(path, layer)),
+    ".soma": lambda path, file, query="", layer="": read_soma(path, query, layer),
 }
 BINARY = {".parquet", *ARROW, *DATABASES, *CELLS}
