@@ -36,6 +36,8 @@ fitness_prediction stability_prediction enzyme_catalytic_efficiency optimal_temp
 optimal_ph"""
 GENBIO = """contact_prediction_binary_rag ssp_q3_rag fold_prediction_rag fluorescence_prediction_rag
 ProteinGYM-DMS ProteinGYM-DMS-RAG 100M-random-promoters Clinvar
+cell-downstream-tasks/zheng cell-downstream-tasks/Segerstolpe cell-downstream-tasks/clocks
+tissue-downstream-tasks/niche_type_classification tissue-downstream-tasks/cell_density
 transcript_isoform_expression_prediction casp14-casp15-cameo-test-proteins"""
 
 # Rows of the README of each folder: training, validation, test. Where it states no validation rows,

@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from mgen import cli
 from mgen.apply import task_of
+from mgen.backbones.zoo import ZOO
 from mgen.config import parse
 from mgen.experiments import experiments
 from mgen.train import Launch
@@ -56,6 +57,16 @@ aido_rag_contacts aido_protein_rag_16b - pair_mlp 128 0 16/16/0 2e-4 .95 .01 v.0
 aido_rag_ssp_q3 aido_protein_rag_16b - mlp 128 .1 16/16/0 2e-4 .999 0 .01 cosine/.05 1x1 15ep accuracy/0 ssp_q3_rag
 aido_rag_fold aido_protein_rag_16b - mean_pool_mlp 1152 .1 16/16/0 2e-4 .999 0 .1 cosine/.05 1x1 30ep accuracy/0 fold_prediction_rag
 aido_rag_fluorescence aido_protein_rag_16b - mean_pool_mlp 1152 .1 16/16/0 1e-4 .999 0 .1 cosine/.05 1x1 15ep spearman/0 fluorescence_prediction_rag
+aido_cell_zheng68k aido_cell_3m - max_pool_linear - - full 1e-3 .95 .01 0 cosine/.01 16x1 10ep f1/0 zheng68k
+scfoundation_zheng68k scfoundation - max_pool_linear - - full 1e-4 .95 .01 0 cosine/.1 16x1 10ep f1/0 zheng68k
+aido_cell_segerstolpe aido_cell_3m - max_pool_linear - - full 1e-3 .95 .01 0 cosine/.01 16x1 10ep f1/0 segerstolpe
+aido_cell_sctab aido_cell_3m - max_pool_linear - - full 1e-3 .95 .01 0 cosine/.01 16x1 1ep f1/0 sctab
+aido_cell_tahoe aido_cell_3m - mean_pool_linear - - full 1e-3 .95 .01 0 cosine/.01 32x1 5ep f1/0 tahoe_drugs
+aido_cell_clock aido_cell_3m - mean_pool_linear - - full 1e-4 .95 .01 0 cosine/.01 16x4 1600st spearman/0 blood_clock
+aido_tissue_niche aido_tissue_3m - max_pool_linear - - full 1e-3 .95 .01 0 cosine/.01 256x1 10ep f1/0 niche_liver
+aido_tissue_60m_niche aido_tissue_60m - max_pool_linear - - full 1e-5 .95 .01 0 cosine/.01 64x4 10ep f1/0 niche_liver
+aido_tissue_density aido_tissue_3m - max_pool_linear - - full 1e-3 .95 .01 0 cosine/.01 256x1 10ep mae/0 density_lung
+aido_tissue_60m_density aido_tissue_60m - max_pool_linear - - full 1e-5 .95 .01 0 cosine/.01 128x2 10ep mae/0 density_lung
 """  # noqa: E501
 ABUNDANCE = {  # of coding sequences: name, backbone, data set, organisms
     "aido_rna_transcript_abundance": (
@@ -104,6 +115,7 @@ PREDICTED = {
         {"strategy": "embedding-distance", "layers": ("all",), "window": 512},
     ),
     "aido_dna_dependency_map": ("aido_dna_7b", "promoters_tiny", 32, {"letters": "ATGC"}),
+    "aido_tissue_xenium": ("aido_tissue_3m", "xenium_lung", 1, {"pool": "max"}),
     "aido_rna_dependency_map": ("aido_rna_1b600m", "hairpins_tiny", 32, {}),
     **{
         f"aido_protein_structure_tokens_{target}": (
@@ -129,10 +141,10 @@ def settings(name: str):
     return parse(config(), Launch(), experiment.words, name)[0]
 
 
-def test_every_published_experiment_of_sequences_has_settings():
+def test_every_published_experiment_has_settings():
     listed = {line.split()[0] for line in LINES} | set(PREDICTED)
     listed |= {f"aido_rna_secondary_structure_{family}" for family in FAMILIES}
-    assert {name for name in experiments() if name.startswith("aido_")} == listed
+    assert {name for name in experiments() if name.startswith(("aido_", "scf"))} == listed
 
 
 @pytest.mark.parametrize("experiment", experiments().values(), ids=lambda e: e.name)
@@ -196,12 +208,16 @@ def test_switches_are_those_of_the_family(line):
     assert cfg.backbone.gradient_checkpointing == rag
     assert cfg.backbone.lora_rslora == name.endswith(("contacts", "ssp_q3"))
     half = {"aido_protein_stability": "bf16", "aido_rna_secondary_structure_bprna": "fp16"}
-    assert cfg.train.precision == ("bf16" if rag else half.get(name, "no"))
+    cell = ZOO[cfg.backbone.name].modality == "cell"
+    assert cfg.train.precision == ("bf16" if rag or cell else half.get(name, "no"))
     if cfg.backbone.max_length:
         assert cfg.backbone.truncate == "right"
     if "mlp" in cfg.adapter.name and (rna or "dms" in name and not rag):
         assert not cfg.adapter.dropout_in_middle
-    if "scale" in vars(cfg):  # published labels are scaled by training and validation rows
+    if cell and "scale" in vars(cfg):
+        assert cfg.scale == ("train" if name == "aido_cell_clock" else "none")
+        assert cfg.loss == ("l1" if name == "aido_cell_clock" else "mse")
+    elif "scale" in vars(cfg):  # published labels are scaled by training and validation rows
         assert cfg.scale == ("train" if name == "aido_rna_ribosome_load" else "train+valid")
     if rag:
         assert (cfg.data.msa_col, cfg.data.msa_seed) == ("msa", 1)
@@ -235,6 +251,17 @@ def test_what_only_one_experiment_has():
         assert (cfg.adapter.activation, cfg.channels, cfg.ordered) == ("relu", 2, True)
     for name in ("aido_protein_fold", "aido_rag_fold", "aido_protein_tcr_pmhc"):
         assert settings(name).adapter.activation == "tanh"
+
+
+def test_what_only_experiments_of_cells_have():
+    drugs, clock = settings("aido_cell_tahoe"), settings("aido_cell_clock")
+    shares = drugs.data.test_fraction, drugs.data.valid_fraction * (1 - drugs.data.test_fraction)
+    assert shares == pytest.approx((0.15, 0.15)) and drugs.data.split_seed == 1234
+    assert (drugs.data.only, drugs.train.eval_every) == (("cell_line=CVCL_0546",), 300)
+    assert (clock.train.eval_every, clock.data.split_col) == (128 // 4, "split")
+    for name in ("niche", "60m_niche", "density", "60m_density", "xenium"):
+        data = settings(f"aido_tissue_{name}").data
+        assert (data.neighbours, data.position_cols) == (10, ("x", "y"))
 
 
 @pytest.mark.parametrize("name", ["translation_efficiency_hek", "expression_pc3"])

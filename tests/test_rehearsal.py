@@ -22,13 +22,15 @@ from mgen.models.fm4bio import Layer
 from mgen.train import Launch
 
 KNOWN = experiments()
-# Experts, rsLoRA and clipping by value; several labels; a genome; alignments; no training at all.
+# Experts, rsLoRA and clipping by value; several labels; a genome; alignments; no training at all;
+# cells, by a model whose settings have sizes of their own.
 FEW = (
     "aido_protein_contacts",
     "aido_rna_modification_site",
     "aido_dna_clinvar_ratio",
     "aido_rag_dms_substitutions",
     "aido_protein_structure_tokens_cameo",
+    "scfoundation_zheng68k",
 )
 SIZES = {
     "hidden_size",

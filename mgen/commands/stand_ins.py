@@ -32,14 +32,17 @@ from mgen.io.files import SHARED_PREFIX, shared_folder
 
 SMALL = {"width": 64, "layers": 2, "heads": 4, "ffn": 128}
 CONTEXT, EXPERTS = 512, 4  # the first where none is published
+GENES = 300  # of a model of cells, simulated in place of its own
 ROWS = 8  # of each split
 LENGTHS = (12, 16)  # letters of a sequence
-LETTERS = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY"}
+LETTERS = {"dna": "ACGT", "rna": "ACGU", "protein": "ACDEFGHIKLMNPQRSTVWY", "cell": "-"}
+COUNTS = "counts"  # column of cells
 CONTIG, CONTIG_LENGTH = "chr1", 4000
 CHANNELS = 384  # of the structures that AIDO.Protein-RAG reads
 CLASS, RESIDUES, PAIRS, EFFECT = "class", "residues", "pairs", "effect"
 LABELS = {  # of recipes; of the others, numbers
     "sequence_classification": CLASS,
+    "cell_classification": CLASS,
     "logistic_regression": CLASS,
     "token_classification": RESIDUES,
     "pairwise_classification": PAIRS,
@@ -72,6 +75,8 @@ def small_network(entry: Entry, folder: Path, layers: int) -> None:
     experts = {"num_experts": EXPERTS} if entry.config.get("moe") else {}
     sizes = {**SMALL, "layers": layers, "context": entry.context or CONTEXT}
     small = replace(entry, **sizes, config=entry.config | experts, hub="")
+    if entry.modality == "cell":
+        small = replace(small, context=GENES, config=_few_genes(small.config, layers))
     place = folder / f"{entry.name}-{layers}"
     if not place.exists():
         ZOO[entry.name] = small
@@ -79,6 +84,20 @@ def small_network(entry: Entry, folder: Path, layers: int) -> None:
         place.mkdir(parents=True)
         network.save(place)
     ZOO[entry.name] = replace(small, hub=str(place))
+
+
+def _few_genes(config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """With simulated genes; scFoundation's own settings have sizes of their own."""
+    found = config | {"gene_list": "simulated"}
+    if kind := config.get("model"):
+        facts, width = config["model_config"][kind], SMALL["width"]
+        small = {"hidden_dim": width, "depth": layers, "heads": SMALL["heads"]}
+        parts = {
+            "encoder": facts["encoder"] | small,
+            "decoder": facts["decoder"] | small | {"dim_head": width // SMALL["heads"]},
+        }
+        found["model_config"] = {kind: facts | parts | {"seq_len": GENES + 2}}
+    return found
 
 
 def write_rows(cfg: Any, recipe: str) -> None:
@@ -105,7 +124,8 @@ def _place(path: str) -> Path:
 def _files(table: Table) -> dict[Path, list[Row]]:
     """The files that a table's path means, and of each row what says which split it is in."""
     parts = [s.split("+") for s in (table.train_split, table.valid_split, table.test_split) if s]
-    counts = {name: max(2, ROWS // len(names)) for names in parts for name in names}
+    least = 2 + table.neighbours
+    counts = {name: max(least, ROWS // len(names)) for names in parts for name in names}
     path = table.path.replace("{subset}", table.subset)
     if path.startswith(BUNDLED_PREFIX):
         return {}
@@ -124,7 +144,10 @@ def _files(table: Table) -> dict[Path, list[Row]]:
     if "*" not in file.name:
         return {file: [row for rows in marks.values() for row in rows]}
     named = {name.replace("*", "1"): rows for name, rows in marks.items()}
-    return {file.with_name(file.name.replace("*", name)): rows for name, rows in named.items()}
+    kind = "" if file.suffix else ".h5ad"  # for a folder per split, as of SOMA experiments
+    return {
+        file.with_name(file.name.replace("*", name) + kind): rows for name, rows in named.items()
+    }
 
 
 class _Maker:
@@ -153,6 +176,9 @@ class _Maker:
         row = (
             {table.x_col: self.mutation(i) if table.wild_type else sequence} if table.x_col else {}
         )
+        if self.modality == "cell":
+            row = {COUNTS: [self.draw.randrange(4) for _ in range(GENES)]}
+            row |= {name: self.draw.random() for name in table.position_cols}
         for column, name in zip(
             self.options.get("x_cols", ()), ("backbone1", "backbone2"), strict=False
         ):
@@ -230,8 +256,11 @@ def _write_text(file: Path, text: str) -> None:
 
 
 def _write(file: Path, rows: list[Row]) -> None:
-    """A Parquet file or, by its ending, one with commas or tabs, gzipped or not."""
+    """A Parquet file or, by its ending, cells, or one with commas or tabs, gzipped or not."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".h5ad":
+        _write_cells(file, rows)
+        return
     if not _is_text(file):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -243,3 +272,13 @@ def _write(file: Path, rows: list[Row]) -> None:
         writer = csv.DictWriter(stream, [*rows[0]], delimiter=delimiter)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _write_cells(file: Path, rows: list[Row]) -> None:
+    import anndata
+    import pandas as pd
+
+    counts = np.array([row.pop(COUNTS) for row in rows], dtype=np.float32)
+    genes = pd.DataFrame(index=[f"GENE{i + 1}" for i in range(GENES)])
+    obs = pd.DataFrame(rows, index=[f"cell{i}" for i in range(len(rows))])
+    anndata.AnnData(counts, obs=obs, var=genes).write_h5ad(file)

@@ -26,6 +26,7 @@ from mgen.data.named.published import (
     RIBOSOME_PAPER,
     TAPE_PAPER,
     VARIANTS,
+    ZHENG_PAPER,
     Entry,
 )
 from mgen.data.table import Table
@@ -57,9 +58,6 @@ def _files(
     return Entry(table, group, modality, *facts, *terms, flags=flags, note=note)
 
 
-PBMC_PAPER = "Zheng et al. 2017, doi:10.1038/ncomms14049"
-
-
 def _cells(name: str, label: str, what: str, rows: str, **options: Any) -> Entry:
     """The cells of one file, with the fixed folds of another."""
     return _files(
@@ -68,7 +66,7 @@ def _cells(name: str, label: str, what: str, rows: str, **options: Any) -> Entry
         (what, CELL_TYPES, "f1", rows),
         (
             "CC BY 4.0: 10x Genomics",
-            PBMC_PAPER,
+            ZHENG_PAPER,
             "the scanpy 1.11.5 wheel, 10x_pbmc68k_reduced.h5ad",
         ),
         annotations=f"{SHARED_PREFIX}cells/pbmc68k_folds_and_synthetic_layout.tsv",
