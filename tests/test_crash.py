@@ -24,6 +24,7 @@ FLAGS = (
 KINDS = {
     "full, no workers": (*FLAGS, "--train.workers", "0"),
     "lora, two workers": (*FLAGS, "--train.workers", "2", "--backbone.lora-rank", "2"),
+    "cells": (*FLAGS, "--train.workers", "2", "--train.shuffle-block", "3"),
     "short": (*FLAGS, "--train.workers", "0", "--train.max-steps", "12"),
 }
 
@@ -41,12 +42,20 @@ def whole(server):
     def get(kind: str, processes: int = 1) -> tuple[str, float]:
         if (kind, processes) not in made:
             name, start = f"whole-{len(made)}", time.monotonic()
-            code = server.run(name, *KINDS[kind], processes=processes)
+            flags, recipe = given(server, kind)
+            code = server.run(name, *flags, processes=processes, recipe=recipe)
             assert code == 0, server.log.read_text()
             made[kind, processes] = name, time.monotonic() - start
         return made[kind, processes]
 
     return get
+
+
+def given(server, kind: str) -> tuple[tuple[str, ...], str]:
+    """The flags of a kind of run, and its recipe."""
+    if kind != "cells":
+        return KINDS[kind], "sequence_regression"
+    return (*KINDS[kind], *tiny.cells(server.folder)), "cell_regression"
 
 
 def content(run: Path) -> dict:
@@ -80,9 +89,11 @@ def survives(
     """
     draw = random.Random(seed)
     reference, seconds = whole(kind, processes)
+    flags, recipe = given(server, kind)
+    options = {"processes": processes, "recipe": recipe}
     for kill in range(kills):
         if processes > 1 or (kill + seed) % 2:  # by the clock
-            children = server.start(name, *KINDS[kind], "--resume", processes=processes)
+            children = server.start(name, *flags, "--resume", **options)
             if processes > 1:  # before they have met it takes a launcher to end the others
                 server.wait_for_words("processes, this one on")
             early, late = (0.2, 1.0) if processes == 1 else (0.0, 0.4)
@@ -90,17 +101,24 @@ def survives(
             os.kill(draw.choice(children), signal.SIGKILL)
             codes = server.end()
         else:  # at a file operation: while a checkpoint, a link, metrics or results are written
-            place = {"under": str(server.run_folder(name)), "kill_at": draw.randrange(5, 150)}
-            codes = [server.run(name, *KINDS[kind], "--resume", **place)]
+            place = {
+                "under": str(server.run_folder(name, recipe)),
+                "kill_at": draw.randrange(5, 150),
+            }
+            codes = [server.run(name, *flags, "--resume", **options, **place)]
         assert {*codes} <= {-signal.SIGKILL, LOST, 0}, server.log.read_text()
-    code = server.run(name, *KINDS[kind], "--resume", processes=processes)
+    code = server.run(name, *flags, "--resume", **options)
     assert code == 0, server.log.read_text()
-    assert_equal_runs(server.run_folder(reference), server.run_folder(name))
+    assert_equal_runs(server.run_folder(reference, recipe), server.run_folder(name, recipe))
 
 
 @pytest.mark.parametrize(
     ("kind", "kills"),
-    [("full, no workers", 2), pytest.param("lora, two workers", 1, marks=pytest.mark.crash)],
+    [
+        ("full, no workers", 2),
+        pytest.param("lora, two workers", 1, marks=pytest.mark.crash),
+        pytest.param("cells", 2, marks=pytest.mark.crash),
+    ],
 )
 def test_a_killed_run_ends_as_if_left_alone(kind, kills, server, whole):
     survives(server, whole, kind, f"few-{kills}", kills, seed=kills)
@@ -108,7 +126,7 @@ def test_a_killed_run_ends_as_if_left_alone(kind, kills, server, whole):
 
 @pytest.mark.crash
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("kind", ["full, no workers", "lora, two workers"])
+@pytest.mark.parametrize("kind", ["full, no workers", "lora, two workers", "cells"])
 def test_a_run_killed_many_times_ends_as_if_left_alone(kind, seed, server, whole):
     survives(server, whole, kind, f"many-{len(kind)}-{seed}", 5, seed)
 

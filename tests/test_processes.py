@@ -1,5 +1,6 @@
 """Two processes do what one does: the same steps, each row once, stop and go on together."""
 
+import functools
 import json
 import os
 import signal
@@ -18,37 +19,67 @@ FLAGS = (
 )
 
 
+KINDS = {
+    "sequences": ("sequence_regression", ()),
+    "cells": ("cell_regression", ("--train.shuffle-block", "3")),
+    "tissue": (
+        "cell_regression",
+        ("--backbone", "aido_tissue_debug", "--data.neighbours", "2", "--data.position-cols")
+        + ("x", "y"),
+    ),
+}
+SLOW = {"cells", "tissue"}
+each_kind = pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in KINDS]
+)
+
+
 @pytest.fixture(scope="module")
 def server():
     return tiny.server()
 
 
 @pytest.fixture(scope="module")
-def one(server):
-    """A run of one process with two batches per step."""
-    assert server.run("one", *FLAGS, "--train.accumulate", "2") == 0, server.log.read_text()
-    return server.run_folder("one")
+def runs(server):
+    """Of a kind the run of one process with two batches per step, and of two with a batch each."""
+    cells = tiny.cells(server.folder)
+
+    @functools.cache
+    def made(kind: str):
+        recipe, flags = KINDS[kind]
+        flags = (*FLAGS, *flags, *(cells if kind in SLOW else ()))
+        for count in (1, 2):
+            options = {"processes": count, "recipe": recipe}
+            code = server.run(
+                f"{kind}{count}", *flags, "--train.accumulate", str(2 // count), **options
+            )
+            assert code == 0, server.log.read_text()
+        return [server.run_folder(f"{kind}{count}", recipe) for count in (1, 2)]
+
+    return made
 
 
 @pytest.fixture(scope="module")
-def two(server):
-    """A run of two processes with a batch each per step."""
-    assert server.run("two", *FLAGS, processes=2) == 0, server.log.read_text()
-    return server.run_folder("two")
+def two(runs):
+    return runs("sequences")[1]
 
 
 def rows(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_reach_the_weights_of_one(one, two):
+@each_kind
+def test_two_processes_reach_the_weights_of_one(kind, runs):
+    one, two = runs(kind)
     ours, theirs = (load_file(r / "checkpoints" / "last" / "model.safetensors") for r in (two, one))
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert np.allclose(ours[name], theirs[name], atol=1e-5), name
 
 
-def test_two_processes_log_the_losses_and_metrics_of_one(one, two):
+@each_kind
+def test_two_processes_log_the_losses_and_metrics_of_one(kind, runs):
+    one, two = runs(kind)
     for ours, theirs in zip(rows(two), rows(one), strict=True):
         assert (ours["step"], ours["split"]) == (theirs["step"], theirs["split"])
         for name in {"loss", "lr", "grad_norm", "pearson", "spearman", "mae"} & theirs.keys():
@@ -56,7 +87,8 @@ def test_two_processes_log_the_losses_and_metrics_of_one(one, two):
         assert ours.get("tokens") == theirs.get("tokens")
 
 
-def test_what_only_fills_up_the_share_of_a_process_is_logged_as_padding(one, two):
+def test_what_only_fills_up_the_share_of_a_process_is_logged_as_padding(runs):
+    one, two = runs("sequences")
     ours, theirs = ([r["padding"] for r in rows(run) if "padding" in r] for run in (two, one))
     # Each third step has one batch for two processes.
     assert [
@@ -65,16 +97,21 @@ def test_what_only_fills_up_the_share_of_a_process_is_logged_as_padding(one, two
     ] == 9 * [True]
 
 
-def test_two_processes_test_each_row_once(one, two):
+@each_kind
+def test_two_processes_test_each_row_once(kind, runs):
+    one, two = runs(kind)
     ours, theirs = (json.loads((run / "results.json").read_text())["test"] for run in (two, one))
     for name in ("loss", "pearson", "mae", "mse"):
-        assert ours[name] == pytest.approx(theirs[name], abs=1e-5)
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-5)
 
 
-def test_two_processes_write_each_prediction_once_and_in_order(one, two):
+@each_kind
+def test_two_processes_write_each_prediction_once_and_in_order(kind, runs):
+    one, two = runs(kind)
     ours, theirs = (pq.read_table(r / "predictions" / "test.parquet") for r in (two, one))
     assert ours["row"].to_pylist() == theirs["row"].to_pylist() == list(range(33, 40))
-    pairs = (table["predicted_label"].to_numpy() for table in (ours, theirs))
+    column = "predicted_label" if kind == "sequences" else "predicted_age"
+    pairs = (table[column].to_numpy() for table in (ours, theirs))
     assert np.allclose(*pairs, atol=1e-5)
 
 
@@ -94,7 +131,7 @@ def test_a_signal_to_one_process_stops_both_at_a_step_that_both_resume(server, t
 
 def test_another_number_of_processes_is_refused_on_resume(server, two):
     (two / "results.json").rename(two / "aside")
-    assert server.run("two", *FLAGS, "--resume") == 2
+    assert server.run("sequences2", *FLAGS, "--train.accumulate", "1", "--resume") == 2
     (two / "aside").rename(two / "results.json")
     assert "written by 2 processes, this run has 1" in " ".join(server.log.read_text().split())
 

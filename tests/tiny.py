@@ -42,6 +42,17 @@ def table(folder: Path, train: int = 24, valid: int = 9, test: int = 7, classes:
     return Table(path=str(file), split_col="part")
 
 
+def cells(folder: Path) -> tuple[str, ...]:
+    """Flags for 40 simulated cells that are in the same parts as the rows of `table`."""
+    import anndata
+
+    tables = ROOT / "mgen" / "data" / "named" / "bundled"
+    made = anndata.read_h5ad(tables / "cells_tiny.h5ad")[:40].copy()
+    made.obs["part"] = 24 * ["train"] + 9 * ["valid"] + 7 * ["test"]
+    made.write_h5ad(folder / "cells.h5ad")
+    return ("--data.path", str(folder / "cells.h5ad"), "--data.y-cols", "age")
+
+
 def settings(folder: Path, config=sequence_regression.Config, **train):
     """A config on a tiny table: 6 batches an epoch, two epochs, dropout, no worker processes."""
     train = {"epochs": 2, "batch_size": 4, "workers": 0, "lr": 1e-2, "log_every": 2} | train
