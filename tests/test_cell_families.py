@@ -1,4 +1,4 @@
-"""scFoundation, SCimilarity and Geneformer as backbones: what trains, what a result depends on.
+"""The families of cell models as backbones: what trains, what a result depends on.
 
 pytest tests/test_cell_families.py
 """
@@ -23,6 +23,9 @@ GENE_NAMES = [f"GENE{i + 1}" for i in range(GENES)]
 
 def config(family: str) -> dict:
     """A small network of simulated genes."""
+    if family.startswith("aido"):
+        sizes = {"max_position_embeddings": GENES, "hidden_size": 16, "intermediate_size": 32}
+        return ZOO[f"{family}_debug"].config_json() | sizes | {"modality": "cell"}
     if family == "scimilarity":
         facts = {"n_genes": GENES, "hidden_dim": [16, 12], "latent_dim": 8}
         return {"model_type": family, **facts}
@@ -38,7 +41,7 @@ def config(family: str) -> dict:
     return facts
 
 
-@pytest.fixture(params=["scfoundation", "scimilarity", "geneformer"])
+@pytest.fixture(params=["aido_cell", "aido_tissue", "scfoundation", "scimilarity", "geneformer"])
 def folder(request, tmp_path):
     facts = config(request.param) | {"gene_list": "simulated"}
     (tmp_path / "config.json").write_text(json.dumps(facts))
