@@ -128,3 +128,36 @@ def test_a_file_cut_short_is_refused(tmp_path, capsys):
     assert command("cell_classification", *flags) == 2
     assert "cells.h5ad" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_file_without_known_genes_is_refused_by_name(tmp_path, capsys):
+    for name, genes in (("a", GENES), ("b", [f"X{i}" for i in range(300)])):
+        (tmp_path / name).mkdir()
+        table(tmp_path / name, genes=genes).rename(tmp_path / f"{name}.h5ad")
+        (tmp_path / name).rmdir()
+    flags = ["--data", tmp_path / "*.h5ad", "--data.y-cols", "cell_type", "--dry-run"]
+    assert command("cell_classification", *flags) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "b.h5ad" in said and "a.h5ad" not in said and "none of the 300 genes" in said
+
+
+def test_cells_without_counts_and_rare_classes_are_counted_aloud(tmp_path, capsys):
+    counts = COUNTS.copy()
+    counts[[3, 8]] = 0
+    kinds = ["a", "b"] * 13 + ["c"] * 4
+    path = table(tmp_path, counts=counts, cell_type=kinds, split=["train"] * 29 + ["test"])
+    flags = ["--data", path, "--data.y-cols", "cell_type", "--data.split-col", "split", "--dry-run"]
+    assert command("cell_classification", *flags, "--data.valid-fraction", 0) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "2 of 30 cells have no count" in said
+        and "1 of 3 classes have fewer than 10 training rows, such as 'c' with 3" in said
+    )
+
+
+def test_a_place_that_cannot_be_written_is_one_error(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    flags = ["--data.max-rows", 60, "--train.max-steps", 1, "--train.workers", 0]
+    assert command("cell_classification", *flags, "--out", tmp_path / "file" / "runs") == 2
+    said = capsys.readouterr().err
+    assert said.count("error ") == 1 and str(tmp_path / "file") in " ".join(said.split())

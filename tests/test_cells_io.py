@@ -102,6 +102,51 @@ def test_10x_files_and_folders_keep_genes_alone(tmp_path, matrix):
         assert (names[""][8], names["gene_ids"][8]) == ("S8", "E8")
 
 
+def test_10x_files_of_older_layouts_are_read(tmp_path, matrix):
+    """CellRanger 2: a group named after the genome, and genes.tsv without kinds."""
+    source, place = tenx(tmp_path, matrix, ["Gene Expression"] * GENES)
+    with h5py.File(source) as new, h5py.File(tmp_path / "old.h5", "w") as file:
+        group = file.create_group("GRCh38")
+        for name in ("data", "indices", "indptr", "shape", "barcodes"):
+            new.copy(f"matrix/{name}", group)
+        for name, old in (("id", "genes"), ("name", "gene_names")):
+            new.copy(f"matrix/features/{name}", group, old)
+    (place / "features.tsv.gz").unlink()
+    (place / "genes.tsv").write_text("".join(f"E{i}\tS{i}\n" for i in range(GENES)))
+    for path in (tmp_path / "old.h5", place):
+        found, table, names = dense(path)
+        np.testing.assert_array_equal(found, matrix)
+        assert table["id"].to_pylist() == [f"c{i}" for i in range(CELLS)]
+        assert (names[""][8], names["gene_ids"][8]) == ("S8", "E8")
+
+
+def test_an_obs_column_id_leaves_the_index_under_another_name(tmp_path, matrix):
+    data = made(matrix)
+    data.obs["id"] = [f"own{i}" for i in range(CELLS)]
+    data.write_h5ad(tmp_path / "a.h5ad")
+    _, table, _ = dense(tmp_path / "a.h5ad")
+    assert (table["id"][3].as_py(), table["obs_name"][3].as_py()) == ("own3", "c3")
+
+
+def test_files_of_a_folder_keep_their_own_genes_and_layers_their_own_counts(
+    tmp_path, monkeypatch, matrix
+):
+    monkeypatch.setenv("MGEN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "both"
+    folder.mkdir()
+    for name, order in (("a", np.arange(GENES)), ("b", np.arange(GENES)[::-1])):
+        data = made(matrix)[:, order].copy()
+        data.layers["twice"] = 2 * data.X
+        data.write_h5ad(folder / f"{name}.h5ad")
+    for layer, factor in (("", 1), ("twice", 2)):
+        rows = Table(path=str(folder), y_cols=(), layer=layer, max_rows=20).open(split=False)
+        assert len(rows) == 2 * 20 and [len(table) for table in rows.genes] == [GENES, GENES]
+        one, other = (rows.cell(row) for row in (4, 24))
+        for cell in (one, other):
+            found = dict(zip(cell.table.names(cell.genes), cell.values.tolist(), strict=True))
+            assert found == {f"g{i}": factor * n for i, n in enumerate(matrix[4].tolist()) if n}
+
+
 @pytest.mark.parametrize("name", ["a.h5ad", "a.zarr", "mtx"])
 def test_a_table_of_cells_opens(tmp_path, monkeypatch, matrix, name):
     monkeypatch.setenv("MGEN_CACHE", str(tmp_path / "cache"))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SPACES = "".join(c for c in map(chr, range(128)) if c.isspace())  # dropped by tokenizers
 NO_LIMIT = np.iinfo(np.int32).max
+RARE = 10  # training rows of a class; of fewer it is said
 
 
 def inputs(rows: Rows, tokenizer: Reads, splits: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -325,6 +326,13 @@ def classes(rows: Rows, names: tuple[str, ...]) -> list[str]:
         for name, indices in rows.splits.items()
     }
     absent = np.flatnonzero(counts["train"] == 0) if len(rows.splits["train"]) else []
+    rare = np.flatnonzero((counts["train"] > 0) & (counts["train"] < RARE))
+    if len(rare):
+        least = rare[counts["train"][rare].argmin()]
+        notes.append(
+            f"{len(rare)} of {len(names)} classes have fewer than {RARE} training rows, such as "
+            f"'{names[least]}' with {counts['train'][least]}"
+        )
     if len(absent):
         held_out = int((counts["valid"] + counts["test"])[absent].sum())
         notes.append(
