@@ -399,7 +399,8 @@ def test_a_class_without_training_rows_is_said(tmp_path):
     rows.splits = {"train": np.array([0, 1]), "valid": np.array([2]), "test": np.array([3])}
     assert check.classes(rows, ("a", "b")) == [
         "1 of 2 classes have no training row, such as 'b': they cannot be learnt (2 rows of valid "
-        "and test)"
+        "and test)",
+        "1 of 2 classes have fewer than 10 training rows, such as 'a' with 2",
     ]
 
 

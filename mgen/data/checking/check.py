@@ -326,18 +326,18 @@ def classes(rows: Rows, names: tuple[str, ...]) -> list[str]:
         for name, indices in rows.splits.items()
     }
     absent = np.flatnonzero(counts["train"] == 0) if len(rows.splits["train"]) else []
+    if len(absent):
+        held_out = int((counts["valid"] + counts["test"])[absent].sum())
+        notes.append(
+            f"{len(absent)} of {len(names)} classes have no training row, such as "
+            f"'{names[absent[0]]}': they cannot be learnt ({held_out:,} rows of valid and test)"
+        )
     rare = np.flatnonzero((counts["train"] > 0) & (counts["train"] < RARE))
     if len(rare):
         least = rare[counts["train"][rare].argmin()]
         notes.append(
             f"{len(rare)} of {len(names)} classes have fewer than {RARE} training rows, such as "
             f"'{names[least]}' with {counts['train'][least]}"
-        )
-    if len(absent):
-        held_out = int((counts["valid"] + counts["test"])[absent].sum())
-        notes.append(
-            f"{len(absent)} of {len(names)} classes have no training row, such as "
-            f"'{names[absent[0]]}': they cannot be learnt ({held_out:,} rows of valid and test)"
         )
     return notes
 
