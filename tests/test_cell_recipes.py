@@ -21,7 +21,7 @@ SHORT = ("--train.max-steps", 2, "--train.batch-size", 8, "--train.workers", 0)
 
 def command(recipe: str, *flags) -> int:
     module = __import__(recipe)
-    task = {"cell_classification": "CellClassification", "cell_regression": "CellRegression"}
+    task = {"cell_classification": "CellClassification", "embed": "Embed"}
     with pytest.raises(SystemExit) as left:
         run(getattr(module, task[recipe]), module.Config, [str(flag) for flag in flags])
     return left.value.code
@@ -98,6 +98,12 @@ BAD = {
         ["--data.neighbours", "3", "--data.position-cols", "x", "y"],
         "reads one cell at a time",
     ),
+    "places that are no whole numbers": (
+        {"x": np.linspace(0, 9, 30), "y": range(30)},
+        ["--backbone", "aido_tissue_debug", "--backbone.rope2d-use-xy", "--data.neighbours", "3"]
+        + ["--data.position-cols", "x", "y"],
+        "whole numbers from 0 to 302",
+    ),
     "a class only in test": (
         {"cell_type": ONLY_IN_TEST, "split": IN_TEST},
         ["--data.split-col", "split"],
@@ -161,3 +167,14 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path, capsys):
     assert command("cell_classification", *flags, "--out", tmp_path / "file" / "runs") == 2
     said = capsys.readouterr().err
     assert said.count("error ") == 1 and str(tmp_path / "file") in " ".join(said.split())
+
+
+def test_a_tissue_by_coordinates_trains_and_has_no_vectors_of_genes(tmp_path, capsys):
+    path = table(tmp_path, x=range(30), y=[i % 4 for i in range(30)])
+    tissue = ["--backbone", "aido_tissue_debug", "--backbone.rope2d-use-xy"]
+    tissue += ["--data.neighbours", 2, "--data.position-cols", "x", "y"]
+    flags = ["--data", path, "--data.y-cols", "cell_type", *tissue, *SHORT, "--out", tmp_path]
+    assert command("cell_classification", *flags) == 0
+    flags = ["--data", path, "--data.y-cols", *tissue, "--pool", "none", "--out", tmp_path]
+    assert command("embed", *flags) == 2
+    assert "not told which gene is which" in " ".join(capsys.readouterr().err.split())

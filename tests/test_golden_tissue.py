@@ -4,6 +4,7 @@ MGEN_GOLDEN=folder pytest tests/test_golden_tissue.py
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from test_golden_aido_cell import cells, with_genes
 from mgen.backbones import load_backbone
 from mgen.io.counts import Counts
 
-CASES = ("single", "single_b1", "multi", "multi_b1")
+CASES = ("single", "single_b1", "multi", "multi_b1", "xy")
 
 
 class Fixture:
@@ -28,12 +29,26 @@ class Fixture:
 
     def rows(self, case: str) -> list[Counts]:
         (name,) = [key for key in self.inputs if key.startswith(f"{case}.")]
-        blocks = self.inputs[name].numpy().reshape(len(self.inputs[name]), -1, self.size)
-        tissue = [cells(block) for block in blocks]
-        return [Counts(c.genes, c.values, c.table, tuple(near)) for c, *near in tissue]
+        given = self.inputs[name].numpy()
+        if case != "xy":
+            blocks = given.reshape(len(given), -1, self.size)
+            tissue = [cells(block) for block in blocks]
+        else:  # after the counts of all cells a mark, their x, a mark, their y
+            count = given.shape[1] // (self.size + 2)
+            counts = given[:, : count * self.size].reshape(len(given), count, self.size)
+            places = given[:, count * self.size :].reshape(len(given), 2, count + 1)[:, :, 1:]
+            tissue = [
+                [
+                    replace(cell, place=tuple(place))
+                    for cell, place in zip(cells(c), p.T.tolist(), strict=True)
+                ]
+                for c, p in zip(counts, places, strict=True)
+            ]
+        return [replace(c, neighbours=tuple(near)) for c, *near in tissue]
 
     def batch(self, case: str, as_published: bool) -> dict[str, torch.Tensor]:
         self.network.tokenizer.as_published = as_published
+        self.network.tokenizer.rope2d_use_xy = case == "xy"
         return self.network.tokenize(self.rows(case))
 
 
@@ -48,7 +63,7 @@ def test_what_the_reference_reads_and_gives_equals_golden(tissue, case):
     assert torch.equal(given["values"], wanted[f"{case}.model_input"])
     assert torch.equal(given["position_ids"], wanted[f"{case}.position_ids"].long())
     is_real = wanted[f"{case}.encoder_attention_mask"].bool()
-    if case.startswith("multi"):
+    if not case.startswith("single"):
         assert torch.equal(given["attention_mask"].bool(), is_real)
     with torch.no_grad():
         states = tissue.network.hidden_states(given)
@@ -62,12 +77,12 @@ def test_what_the_reference_reads_and_gives_equals_golden(tissue, case):
         own = state[counted[row]]
         assert (own - given_back[row, : len(own)]).abs().max() <= 6e-5
         assert not given_back[row, len(own) :].any()
-    if case.startswith("multi"):
+    if not case.startswith("single"):
         mask = wanted[f"{case}.wrapper_attention_mask"]
         assert counted.sum(1).tolist() == mask.sum(1).tolist()
 
 
-@pytest.mark.parametrize("case", ["single", "multi"])
+@pytest.mark.parametrize("case", ["single", "multi", "xy"])
 def test_a_row_does_not_depend_on_others(tissue, case):
     batch = tissue.batch(case, as_published=False)
     with torch.no_grad():

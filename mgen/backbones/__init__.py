@@ -422,20 +422,26 @@ def _aido_cell(
 
 @BACKBONES.register("aido_tissue")
 def _aido_tissue(
-    *, genes: str = "", values: Values = "counts", dropout: float = 0.0, as_published: bool = False
+    *,
+    genes: str = "",
+    values: Values = "counts",
+    rope2d_use_xy: bool = False,
+    dropout: float = 0.0,
+    as_published: bool = False,
 ) -> tuple:
     """AIDO.Tissue: the genes that a cell and its neighbours express.
 
     Args:
         genes: table with a column gene_name or ensembl_id, or .h5ad file, whose genes these are
         values: what cells hold: counts, counts that are not whole, or ln(1 + 1e4 c / T) of them
+        rope2d_use_xy: x and y of the cell in place of which gene and which neighbour a token is
         dropout: share of hidden units and attention probabilities dropped in training
         as_published: totals are of a whole batch, in bfloat16, and padding is attended to
     """
     from mgen.backbones.tissuefoundation import TissueFoundationBackbone
 
-    options = {"genes": genes, "values": values, "dropout": dropout}
-    return TissueFoundationBackbone, options | {"as_published": as_published}
+    options = {"genes": genes, "values": values, "rope2d_use_xy": rope2d_use_xy}
+    return TissueFoundationBackbone, options | {"dropout": dropout, "as_published": as_published}
 
 
 @BACKBONES.register("scfoundation")

@@ -101,6 +101,9 @@ class CellTokenizer:
             )
         return found
 
+    def check_places(self, places: np.ndarray | None) -> None:
+        """Raises InputError for coordinates (N, axes) of cells that this model cannot read."""
+
     def batch(self, rows: Sequence[Counts]) -> dict[str, Tensor]:
         """What `tokenize` returns, for cells."""
         raise NotImplementedError

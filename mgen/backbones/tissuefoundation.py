@@ -8,6 +8,8 @@ from torch import Tensor
 
 from mgen.backbones.cell_tokenizer import TARGET, CellTokenizer, normalised, padded, tensors
 from mgen.backbones.cellfoundation import LARGEST, LEAST_DEPTH, CellFoundationBackbone
+from mgen.backbones.cells import READING
+from mgen.config import InputError
 from mgen.io.counts import Counts
 from mgen.models.tissuefoundation import TissueFoundation
 
@@ -22,6 +24,10 @@ class TissueTokenizer(CellTokenizer):
 
     num_special = 2
     reads_neighbours = True
+
+    def __init__(self, *args, rope2d_use_xy: bool = False, **options) -> None:
+        super().__init__(*args, **options)
+        self.rope2d_use_xy = rope2d_use_xy
 
     def batch(self, rows: Sequence[Counts]) -> dict[str, Tensor]:
         """`values`, the masks (B, L) and `position_ids` (B, 2, L): gene and cell."""
@@ -38,12 +44,42 @@ class TissueTokenizer(CellTokenizer):
         if self.as_published:  # depths are pooled too and, of a single cell, padding
             is_real |= single
             is_own = is_real & (cells == 0)
+        ids = np.stack([genes, cells], 1)
+        if self.rope2d_use_xy:
+            ids = self._places(tissue, cells, genes != size + 2)
         return tensors(
             values=padded(values, float(self.config.pad_token_id), width),
-            position_ids=np.stack([genes, cells], 1),
+            position_ids=ids,
             attention_mask=is_real,
             special_tokens_mask=~is_own,
         )
+
+    def _places(
+        self, tissue: list[list[Counts]], cells: np.ndarray, is_real: np.ndarray
+    ) -> np.ndarray:
+        """x and y of the cell of each token (B, 2, L), 0 at padding. Raises InputError."""
+        found = np.zeros((len(cells), 2, cells.shape[1]), dtype=np.int64)
+        for row, near in enumerate(tissue):
+            places = np.array([cell.place for cell in near])
+            self.check_places(places if places.size else None)
+            found[row][:, is_real[row]] = places[cells[row][is_real[row]]].T
+        return found
+
+    def check_places(self, places: np.ndarray | None) -> None:
+        last = len(self.genes) + 2
+        if not self.rope2d_use_xy:
+            return
+        is_whole = places is not None and places.shape[1:] == (2,)
+        if not is_whole or ((places % 1 != 0) | (places < 0) | (places > last)).any():
+            raise InputError(
+                "--backbone.rope2d-use-xy: expected x and y of each cell as whole numbers from 0 "
+                f"to {last:,}. Set --data.neighbours, and --data.position-cols to two such columns"
+            )
+
+    def token_genes(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.rope2d_use_xy:
+            raise InputError("--backbone.rope2d-use-xy: the model is not told which gene is which")
+        return super().token_genes(batch)
 
     def _read(self, tissue: list[list[Counts]]) -> list[tuple[np.ndarray, ...]]:
         """Values, genes and cells of the tokens of each row."""
@@ -84,9 +120,11 @@ class TissueFoundationBackbone(CellFoundationBackbone):
     tokenizer_type = TissueTokenizer
     network = TissueFoundation
     further = ("position_ids",)
+    reading = (*READING, "rope2d_use_xy")
 
     def encode(self, batch: dict[str, Tensor], collect: list | None = None) -> Tensor:
         self.encoder.attends_padding = self.tokenizer.as_published
+        self.encoder.zeroes_padding = not self.tokenizer.rope2d_use_xy
         if self.tokenizer.as_published:
             batch = batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
         return super().encode(batch, collect)

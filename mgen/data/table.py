@@ -146,6 +146,7 @@ class Rows:
         digest: sha256 of the contents and of the options that decide what is used how.
         genes: of each file of cells its genes, else empty.
         neighbours: row numbers of each cell's neighbours (N, k), if it is read with such.
+        places: of each cell then its coordinates (N, axes).
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Rows:
         self.starts = np.cumsum([0, *(size for _, size, _ in sources)])
         self.id_col = table.id_col or ("id" if "id" in dataset.column_names else "")
         self.genes = genes
-        self.neighbours = nearest_rows(self) if table.neighbours else None
+        self.neighbours, self.places = nearest_rows(self) if table.neighbours else (None, None)
         self.splits: Splits = {}
         self.plan = ""
         self._contents = [digest for _, _, digest in sources]
@@ -215,7 +216,8 @@ class Rows:
         return replace(self._cell(row), neighbours=tuple(map(self._cell, near)))
 
     def _cell(self, row: int) -> Counts:
-        return Counts(*self._counts[row], self.genes[self._source(row)])
+        place = () if self.places is None else tuple(self.places[row].tolist())
+        return Counts(*self._counts[row], self.genes[self._source(row)], place=place)
 
     @functools.cached_property
     def _counts(self) -> Column:

@@ -47,12 +47,14 @@ class GeneTable:
 @dataclass(frozen=True, eq=False)
 class Counts:
     """A cell: `genes` (n,) int32, columns of its file by rising number, and their `values` (n,)
-    float32, all others zero; of a tissue also its neighbours, the nearest first."""
+    float32, all others zero; of a tissue also its neighbours, the nearest first, and its `place`
+    (x, y)."""
 
     genes: np.ndarray
     values: np.ndarray
     table: GeneTable
     neighbours: tuple[Counts, ...] = ()
+    place: tuple[float, ...] = ()
 
 
 def cells_of(data: Any, layer: str = "") -> list[Counts]:

@@ -32,6 +32,7 @@ def cells(
             f"--data.neighbours {rows.table.neighbours}: this model reads one cell at a time. Drop "
             "it, or set --backbone to a model of tissue, such as aido_tissue_3m"
         )
+    tokenizer.check_places(rows.places)
     notes = [note for name, table in _tables(rows) for note in _genes(name, table, tokenizer)]
     seen = held if rows.neighbours is None else np.union1d(held, rows.neighbours[held])
     expressed, more = _values(rows, tokenizer, seen, held)

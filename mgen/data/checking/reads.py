@@ -19,7 +19,7 @@ class Reads(Protocol):
         fingerprint: changes with what decides the ids of a text; "": nothing may be kept.
         stored: ids found before, a `TokenStore`, or None.
 
-    Of a model of cells (modality "cell") also `values`, `as_published`, `align` and
+    Of a model of cells (modality "cell") also `values`, `as_published`, `align`, `check_places` and
     `expressed_tokens` of `mgen.backbones.cell_tokenizer`, and `reads_neighbours`: cells may have
     neighbours.
     """

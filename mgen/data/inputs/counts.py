@@ -29,8 +29,9 @@ class Column:
         return genes[first:last].copy(), values[first:last].copy()
 
 
-def nearest_rows(rows: Rows) -> np.ndarray:
-    """The `neighbours` nearest rows of each row within its file, nearest first, (N, k) int32.
+def nearest_rows(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The `neighbours` nearest rows of each row within its file, nearest first, (N, k) int32, and
+    the places of all (N, axes) float64.
 
     By Euclidean distance of `position_cols`; equal distances by row number. Raises InputError for
     a missing position, for a file with too few cells, and for rows that are no cells.
@@ -53,7 +54,7 @@ def nearest_rows(rows: Rows) -> np.ndarray:
         order = np.lexsort((index, distance))
         index = np.take_along_axis(index, order, 1)
         found.append(first + index[:, 1:])
-    return np.concatenate(found).astype(np.int32)
+    return np.concatenate(found).astype(np.int32), places
 
 
 def _numbers(rows: Rows, column: str) -> np.ndarray:
