@@ -21,9 +21,9 @@ SHORT = ("--train.max-steps", 2, "--train.batch-size", 8, "--train.workers", 0)
 
 def command(recipe: str, *flags) -> int:
     module = __import__(recipe)
-    task = {"cell_classification": "CellClassification", "embed": "Embed"}
+    name = "".join(word.capitalize() for word in recipe.split("_"))
     with pytest.raises(SystemExit) as left:
-        run(getattr(module, task[recipe]), module.Config, [str(flag) for flag in flags])
+        run(getattr(module, name), module.Config, [str(flag) for flag in flags])
     return left.value.code
 
 
@@ -178,3 +178,18 @@ def test_a_tissue_by_coordinates_trains_and_has_no_vectors_of_genes(tmp_path, ca
     flags = ["--data", path, "--data.y-cols", *tissue, "--pool", "none", "--out", tmp_path]
     assert command("embed", *flags) == 2
     assert "not told which gene is which" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_five_folds_of_blood_cells_give_the_published_baseline(shared, tmp_path, monkeypatch):
+    """0.843 and 0.686: means of logistic regressions by another program (the data's README)."""
+    monkeypatch.chdir(ROOT)
+    settings = ROOT / "recipes" / "configs" / "logistic_regression" / "cells_pbmc68k_log1p.yaml"
+    found = []
+    for fold in range(5):
+        flags = ["--config", settings, "--data.fold", fold, "--out", tmp_path, "--name", fold]
+        assert command("logistic_regression", *flags) == 0
+        run_folder = tmp_path / "logistic_regression" / str(fold)
+        found.append(json.loads((run_folder / "results.json").read_text())["test"])
+    means = [np.mean([fold[name] for fold in found]) for name in ("accuracy", "f1")]
+    assert means == pytest.approx([0.843, 0.686], abs=0.01)
