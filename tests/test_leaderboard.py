@@ -164,6 +164,7 @@ def test_every_cell_has_the_value_of_its_predictions_and_is_run_once(repository,
     assert (repository / "runs/leaderboards/b/scores.tsv").read_bytes() == before
 
 
+@pytest.mark.crash
 def test_a_board_that_was_killed_ends_with_the_same_bytes_and_no_finished_run_twice(
     repository, monkeypatch
 ):

@@ -154,6 +154,7 @@ def test_lora_trains_the_same_on_two_processes(server):
     assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
 
+@pytest.mark.slow
 def test_unequal_numbers_of_tokens_train_two_processes_as_one(server):
     flags = (*FLAGS, "--backbone.dropout", "0", "--train.epochs", "10", "--train.max-steps", "20")
     options = {"recipe": "masked_language_modeling"}
