@@ -248,6 +248,7 @@ def test_unequal_tuning_is_said_on_the_board(repository, capsys):
     assert "tuned unequally, by trials: 1: good, fair; 2: tuned" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_jobs_of_an_array_share_the_runs(repository):
     file = write(repository)
     assert run(file, "--index", "0", "--of", "2") == 0

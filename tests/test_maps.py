@@ -361,7 +361,7 @@ def test_the_logo_of_effects_is_minus_the_mean_effect_of_losing_the_letter():
     assert effect_logo(values, np.array([0, 1])).tolist() == [[2, 0, 0, 0], [0, -2, 0, 0]]
 
 
-@pytest.mark.parametrize("count", [1, 900])
+@pytest.mark.parametrize("count", [1, pytest.param(900, marks=pytest.mark.slow)])
 def test_figures_of_any_length_are_bounded(tmp_path, count):
     import matplotlib.image
 

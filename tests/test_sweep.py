@@ -351,6 +351,7 @@ def test_values_become_the_flags_of_the_command_line():
 # --------------------------------------------------------------------------- optuna
 
 
+@pytest.mark.slow
 def test_optuna_keeps_its_trials_over_restarts_and_a_cut_journal(repository):
     optuna = pytest.importorskip("optuna")
     space = "train.lr: {uniform: [0, 0.2]}\ntrain.betas: [[0.9, 0.99], [0.8, 0.9]]"
