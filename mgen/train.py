@@ -183,7 +183,8 @@ class Session:
             if not len(self.rows.splits[split]):
                 raise InputError(f"{self.rows.names[0]}: no {split} rows ({self.rows.plan})")
         for column in self.launch.columns:
-            if column not in (known := self.rows.columns):
+            counts = [self.cfg.data.x_col] if self.rows.genes else []  # no column to copy
+            if column not in (known := [c for c in self.rows.columns if c not in counts]):
                 raise InputError(f"--columns {column}: no such column.{nearest(column, known)}")
         if self.rows.plan:
             console.print(self.rows.plan)

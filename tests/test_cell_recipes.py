@@ -70,7 +70,7 @@ def table(folder, counts=COUNTS, genes=GENES, **obs):
 
 
 def with_entry(value: float) -> np.ndarray:
-    counts = COUNTS.copy()
+    counts = COUNTS.astype(np.float64)
     counts[4, 7] = value
     return counts
 
@@ -86,6 +86,22 @@ BAD = {
         "are of mouse",
     ),
     "logarithms": ({"counts": np.log1p(COUNTS)}, [], "They look like logarithms"),
+    "counts said to be logarithms": (
+        {},
+        ["--backbone.values", "log1p"],
+        "all values are whole numbers",
+    ),
+    "a column of the name of counts": ({"sequence": range(30)}, [], "Set --data.x-col counts"),
+    "counts as a column to copy": (
+        {},
+        ["--columns", "sequence"],
+        "--columns sequence: no such column",
+    ),
+    "a count that float32 does not hold": (
+        {"counts": with_entry(2.0**24 + 1)},
+        [],
+        "a count of 16777217.0, more than",
+    ),
     "a negative count": ({"counts": with_entry(-1)}, [], "row 5"),
     "no number": ({"counts": with_entry(np.nan)}, [], "gene GENE8: nan is no count"),
     "no coordinates": (
@@ -145,6 +161,19 @@ def test_a_second_file_without_known_genes_is_refused_by_name(tmp_path, capsys):
     assert command("cell_classification", *flags) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "b.h5ad" in said and "a.h5ad" not in said and "none of the 300 genes" in said
+
+
+def test_columns_of_other_types_in_other_files_are_left_out_aloud_unless_named(tmp_path, capsys):
+    for name, depth in (("a", np.arange(30)), ("b", np.arange(30) / 2)):
+        (tmp_path / name).mkdir()
+        table(tmp_path / name, depth=depth).rename(tmp_path / f"{name}.h5ad")
+        (tmp_path / name).rmdir()
+    flags = ["--data", tmp_path / "*.h5ad", "--data.y-cols", "cell_type", "--dry-run"]
+    assert command("cell_classification", *flags) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out, as their types differ between files: 'depth' (int64 in" in said
+    assert command("cell_classification", *flags, "--data.stratify-col", "depth") == 2
+    assert "column 'depth' (int64 in" in " ".join(capsys.readouterr().err.split())
 
 
 def test_cells_without_counts_and_rare_classes_are_counted_aloud(tmp_path, capsys):

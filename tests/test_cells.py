@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from mgen.backbones import backbone
 from mgen.backbones.cell_tokenizer import CellTokenizer, normalised
-from mgen.backbones.genes import GeneList, read_table, species
+from mgen.backbones.genes import GeneList, read_genes, read_table, species
 from mgen.config import InputError
 from mgen.data import table
 from mgen.data.batches import plan
@@ -287,3 +287,17 @@ def test_rows_of_a_block_are_read_near_each_other_and_all_once():
     assert [b.tolist() for b in batches] != [
         b.tolist() for b in plan(lengths, 2, 0, (1, 3), block=20)
     ]
+
+
+def test_a_layer_that_is_not_there_is_named():
+    data = anndata.AnnData(np.ones((2, 3), np.float32), layers={"own": np.ones((2, 3))})
+    for layer in ("raw", "other"):
+        with pytest.raises(InputError, match=f"no layer '{layer}'; there are own"):
+            cells_of(data, layer)
+
+
+def test_a_file_with_a_gene_twice_lists_it_once(tmp_path):
+    data = anndata.AnnData(np.ones((2, 3), np.float32))
+    data.var_names = ["A", "B", "A"]
+    data.write_h5ad(tmp_path / "a.h5ad")
+    assert read_genes(tmp_path / "a.h5ad").symbols == ("A", "B")

@@ -231,9 +231,10 @@ def read_genes(path: Path) -> GeneList:
 
     Raises InputError for one without such columns, or with names twice.
     """
-    rows = (
-        [{"gene_name": n} for n in var_names(path)] if path.suffix == ".h5ad" else read_table(path)
-    )
+    if path.suffix == ".h5ad":  # where columns of one gene are summed
+        rows = [{"gene_name": name} for name in dict.fromkeys(var_names(path))]
+    else:
+        rows = read_table(path)
     columns = {"gene_name", "ensembl_id"} & {*(rows[0] if rows else ())}
     if not columns:
         raise InputError(f"{path}: expected a table with a column gene_name or ensembl_id")

@@ -69,12 +69,18 @@ class TissueTokenizer(CellTokenizer):
         last = len(self.genes) + 2
         if not self.rope2d_use_xy:
             return
-        is_whole = places is not None and places.shape[1:] == (2,)
-        if not is_whole or ((places % 1 != 0) | (places < 0) | (places > last)).any():
-            raise InputError(
-                "--backbone.rope2d-use-xy: expected x and y of each cell as whole numbers from 0 "
-                f"to {last:,}. Set --data.neighbours, and --data.position-cols to two such columns"
-            )
+        found = "none"
+        if places is not None and places.shape[1:] == (2,):
+            wrong = ((places % 1 != 0) | (places < 0) | (places > last)).any(1)
+            if not wrong.any():
+                return
+            row = int(np.argmax(wrong))
+            found = f"{places[row].tolist()} of cell {row + 1}"
+        raise InputError(
+            "--backbone.rope2d-use-xy: expected x and y of each cell as whole numbers from 0 to "
+            f"{last:,}, found {found}. Set --data.neighbours, and --data.position-cols to two such "
+            "columns"
+        )
 
     def token_genes(self, batch: dict[str, Tensor]) -> Tensor:
         if self.rope2d_use_xy:

@@ -173,8 +173,9 @@ class Cells:
         block.eliminate_zeros()
         if block.data.dtype.kind not in "biuf":
             raise InputError(f"{path}: the matrix holds {block.data.dtype}, expected numbers")
-        if block.data.dtype.kind in "iu":
-            large = np.flatnonzero((block.data > LARGEST_WHOLE) | (block.data < -LARGEST_WHOLE))
+        if block.data.dtype.itemsize > 4 or block.data.dtype.kind in "iu":  # more than float32
+            is_large = (block.data > LARGEST_WHOLE) | (block.data < -LARGEST_WHOLE)
+            large = np.flatnonzero(is_large & np.isfinite(block.data))
             if len(large):
                 row = start + int(np.searchsorted(block.indptr, large[0], side="right"))
                 raise InputError(

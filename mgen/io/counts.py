@@ -58,10 +58,16 @@ class Counts:
 
 
 def cells_of(data: Any, layer: str = "") -> list[Counts]:
-    """The cells of an AnnData object: of X, of raw.X (`layer` "raw"), or of a layer."""
+    """The cells of an AnnData object: of X, of raw.X (`layer` "raw"), or of a layer.
+
+    Raises InputError where there is no such matrix.
+    """
     from scipy.sparse import csr_array
 
     source = data.raw if layer == "raw" else data
+    if source is None or layer not in ("", "raw", *data.layers):
+        known = ", ".join([*data.layers, *(["raw"] if data.raw is not None else [])])
+        raise InputError(f"these cells have no layer '{layer}'; there are {known or 'none'}")
     matrix = csr_array(source.layers[layer] if layer not in ("", "raw") else source.X)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()

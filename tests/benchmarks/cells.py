@@ -29,6 +29,11 @@ SMALL = {  # AIDO.Cell of the smallest width, at full length
     "max_position_embeddings": GENES,
     "vocab_size": 16,
 }
+TISSUE = {  # AIDO.Tissue at the sizes of AIDO.Cell-3M: those of its own are not in the zoo
+    **{"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 6},
+    **{"intermediate_size": 320, "bin_num": 100, "max_position_embeddings": GENES},
+}
+READ_EXPRESSED = {"scfoundation": {}, "geneformer": {}, "aido_tissue_debug": TISSUE}
 EXPRESSED, ROWS, REPEATS = (500, 1000), 4, 3
 CELLS = (25_000, 100_000)
 BATCH, READ = 16, 20_000
@@ -37,7 +42,7 @@ BATCH, READ = 16, 20_000
 def cells() -> dict[str, dict]:
     """Each in a process of its own, so that memory is its own."""
     return {
-        "expressed": {name: _alone(name) for name in ("scfoundation", "geneformer")},
+        "expressed": {name: _alone(name) for name in READ_EXPRESSED},
         "full_length": _alone("full_length"),
         "random_rows": random_rows(),
     }
@@ -64,7 +69,8 @@ def expressed(name: str) -> dict[str, float]:
     from mgen.io.counts import Counts, GeneTable
 
     collapse = {"collapse": False} if name == "geneformer" else {}
-    network = _network(backbone(name, random_weights=True, **collapse))
+    choice = backbone(name, random_weights=True, **collapse)
+    network = _network(choice, **READ_EXPRESSED[name])
     random = np.random.default_rng(0)
     table = GeneTable({"": network.tokenizer.genes.symbols})
 

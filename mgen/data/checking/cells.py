@@ -119,6 +119,11 @@ def _values(
             f"{rows.names[0]}: values up to {largest:g} are no logarithms of normalised counts. "
             "Drop --backbone.values log1p"
         )
+    if tokenizer.values == "log1p" and largest > 1 and not fraction.count:
+        raise InputError(
+            f"{rows.names[0]}: all values are whole numbers, up to {largest:g}, as counts are and "
+            "logarithms are not. Drop --backbone.values log1p"
+        )
     notes, empty = [], held[totals[held] == 0]
     if tokenizer.values == "log1p":
         notes.append("values are read as ln(1 + 1e4 c / T) and turned back before the model's own")

@@ -66,6 +66,8 @@ def open_table(table: Table, split: bool) -> Rows:
             parts.append(_annotated(table, part) if table.annotations else part)
     if not parts:
         raise InputError(f"--data.path {table.path!r}: names no file")
+    parts, left_out = _alike(table, parts)
+    opener.said += left_out
     dataset = _joined([part.name for part in parts], [part.rows for part in parts])
     rows = Rows(
         table,
@@ -100,6 +102,38 @@ def open_table(table: Table, split: bool) -> Rows:
     return rows
 
 
+def _alike(table: Table, parts: list[Part]) -> tuple[list[Part], list[str]]:
+    """Files of cells without the columns whose type differs between them, and what to say of it.
+
+    Raises InputError for a column that an option names.
+    """
+    kinds: dict[str, dict[str, str]] = {}  # of each column its types, and the first file of each
+    for part in parts if all(part.rows.info.description for part in parts) else ():
+        for field in part.rows.data.schema:
+            if str(field.type) != "null":
+                kinds.setdefault(field.name, {}).setdefault(str(field.type), part.name)
+    unlike = {name: found for name, found in kinds.items() if len(found) > 1}
+    texts = [v if isinstance(v, tuple) else (v,) for v in vars(table).values()]
+    named = {str(text).partition("=")[0] for each in texts for text in each}
+    said = {
+        name: f"'{name}' ({', '.join(f'{kind} in {file}' for kind, file in found.items())})"
+        for name, found in unlike.items()
+    }
+    if wanted := [name for name in unlike if name in named]:
+        raise InputError(
+            f"column {said[wanted[0]]}: its type differs between files. Write it in one type"
+        )
+    if not unlike:
+        return parts, []
+    kept = [
+        part._replace(
+            rows=part.rows.remove_columns([c for c in part.rows.column_names if c in unlike])
+        )
+        for part in parts
+    ]
+    return kept, [f"left out, as their types differ between files: {', '.join(said.values())}"]
+
+
 def _annotated(table: Table, part: Part) -> Part:
     """With the columns of `table.annotations` beside its own."""
     import datasets
@@ -122,7 +156,8 @@ def _annotated(table: Table, part: Part) -> Part:
         row = pc.index(places.is_null(), True).as_py()
         raise InputError(
             f"{table.annotations}: no row for {places.null_count:,} of {len(places):,} rows of "
-            f"{part.name}, the first is '{part.rows[row][id_col]}'"
+            f"{part.name}, the first is '{part.rows[row][id_col]}'. Rows are joined by column "
+            f"'{id_col}' (--data.id-col) and the first column of the annotations"
         )
     columns = datasets.Dataset(more.data.table.select(names).take(places))
     joined = datasets.concatenate_datasets([part.rows, columns], axis=1)
@@ -302,6 +337,11 @@ def _as_named(table: Table, name: str, part: Any) -> Any:
     if kind not in {*FASTA, *CELLS}:
         return part
     wanted = {"sequence" if kind in FASTA else "counts": table.x_col, "id": table.id_col}
+    if kind in CELLS and table.x_col != "counts" and table.x_col in part.column_names:
+        raise InputError(
+            f"{name}: obs has a column '{table.x_col}', the name that counts would get here. Set "
+            "--data.x-col counts"
+        )
     there = {old: new for old, new in wanted.items() if new and new not in part.column_names}
     return part.rename_columns(there) if there else part
 
