@@ -130,6 +130,10 @@ def _command(task_type: type[Task], config_type: type, argv: list[str]) -> int:
     cfg, launch = parse(defaults, Launch(), flags, f"{recipe}.py [{'|'.join(verbs)}]", usage)
     if (name := launch.name) and (name != Path(name).name or name[0] == "." or "\0" in name):
         raise InputError(f"--name {name!r}: expected one folder name; --out says where runs go")
+    if launch.name and verb != "fit" and source == Path(launch.run):
+        raise InputError(
+            f"--name is that of a new run; {verb} writes into the one of --run. Drop it"
+        )
     if launch.tracker and verb != "fit":
         raise InputError(f"--tracker follows training; {verb} has none")
     trackers.check(launch.tracker)

@@ -190,6 +190,14 @@ def test_cells_without_counts_and_rare_classes_are_counted_aloud(tmp_path, capsy
     )
 
 
+def test_a_name_for_what_is_written_into_a_run_is_refused(data, tmp_path, capsys):
+    flags = ["--data.max-rows", 60, *SHORT, "--out", tmp_path, "--name", "one"]
+    assert command("cell_classification", *flags) == 0
+    run_folder = tmp_path / "cell_classification" / "one"
+    assert command("cell_classification", "test", "--run", run_folder, "--name", "two") == 2
+    assert "--name is that of a new run" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_place_that_cannot_be_written_is_one_error(tmp_path, capsys):
     (tmp_path / "file").touch()
     flags = ["--data.max-rows", 60, "--train.max-steps", 1, "--train.workers", 0]

@@ -220,7 +220,7 @@ def test_a_bundle_loads_after_its_base_was_moved(place, bundle, tmp_path):
     (place / "esm").rename(moved)
     try:
         assert predict(bundle, backbone=moved) == expected
-        flags = ["--run", str(bundle), "--backbone", str(moved), "--name", "after"]
+        flags = ["--run", str(bundle), "--backbone", str(moved)]
         assert tiny.command(place, "predict", *flags) == 0
         with pytest.raises(InputError, match="no folder"):
             predict(bundle)

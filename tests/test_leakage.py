@@ -58,7 +58,8 @@ def by_split(shared, name: str) -> dict[str, list[str]]:
 
 
 KNOWN = [("dna_enhancer", 100), ("rna_ncrna_family", 347), ("signal_peptide", 0),
-         ("deeploc_binary", 0), ("dna_splice_junction", 0)]  # fmt: skip
+         pytest.param("deeploc_binary", 0, marks=pytest.mark.slow),
+         ("dna_splice_junction", 0)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "copies"), KNOWN)
