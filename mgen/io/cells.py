@@ -173,7 +173,7 @@ class Cells:
         block.eliminate_zeros()
         if block.data.dtype.kind not in "biuf":
             raise InputError(f"{path}: the matrix holds {block.data.dtype}, expected numbers")
-        if block.data.dtype.itemsize > 4 or block.data.dtype.kind in "iu":  # more than float32
+        if block.data.dtype != np.float32:  # which would have been rounded before
             is_large = (block.data > LARGEST_WHOLE) | (block.data < -LARGEST_WHOLE)
             large = np.flatnonzero(is_large & np.isfinite(block.data))
             if len(large):
