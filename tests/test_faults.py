@@ -185,6 +185,7 @@ def worker_of(parent: int) -> int:
     return found[0].pid
 
 
+@pytest.mark.crash
 def test_a_killed_worker_process_ends_the_run_with_one_message(server):
     flags = (*FLAGS, "--train.workers", "1", "--train.max-steps", "2000", "--train.eval-every", "0")
     (child,) = server.start("worker", *flags, recipe="faulty")

@@ -77,6 +77,7 @@ def predicted(task, sequences, first=0, **options):
         return task.predictions(task(batch), batch)
 
 
+@pytest.mark.slow
 def test_generated_sequences_obey_the_grammar_that_was_learnt(network, tmp_path):
     train = Train(lr=5e-3, batch_size=16, max_steps=180, workers=0, eval_every=1000)
     cfg = Config(backbone=network, train=train, timesteps=4)

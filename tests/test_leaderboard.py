@@ -281,6 +281,7 @@ def test_every_cell_has_its_provenance(repository):
 # --------------------------------------------------------------------------- boards never mix
 
 
+@pytest.mark.slow
 def test_another_version_of_the_board_is_refused_and_more_of_it_is_not(repository, capsys):
     assert run(write(repository, tasks=("one",))) == 0
     changed = write(repository, ENTRIES.replace("0.4", "0.3"), tasks=("one",))
