@@ -69,6 +69,13 @@ def table(folder, counts=COUNTS, genes=GENES, **obs):
     return path
 
 
+def files(folder, **given):
+    """A file of each name, as `table` makes it of its options; what names all of them."""
+    for name, options in given.items():
+        table(folder, **options).rename(folder / f"{name}.h5ad")
+    return folder / "*.h5ad"
+
+
 def with_entry(value: float) -> np.ndarray:
     counts = COUNTS.astype(np.float64)
     counts[4, 7] = value
@@ -153,22 +160,16 @@ def test_a_file_cut_short_is_refused(tmp_path, capsys):
 
 
 def test_a_second_file_without_known_genes_is_refused_by_name(tmp_path, capsys):
-    for name, genes in (("a", GENES), ("b", [f"X{i}" for i in range(300)])):
-        (tmp_path / name).mkdir()
-        table(tmp_path / name, genes=genes).rename(tmp_path / f"{name}.h5ad")
-        (tmp_path / name).rmdir()
-    flags = ["--data", tmp_path / "*.h5ad", "--data.y-cols", "cell_type", "--dry-run"]
+    both = files(tmp_path, a={}, b={"genes": [f"X{i}" for i in range(300)]})
+    flags = ["--data", both, "--data.y-cols", "cell_type", "--dry-run"]
     assert command("cell_classification", *flags) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "b.h5ad" in said and "a.h5ad" not in said and "none of the 300 genes" in said
 
 
 def test_columns_of_other_types_in_other_files_are_left_out_aloud_unless_named(tmp_path, capsys):
-    for name, depth in (("a", np.arange(30)), ("b", np.arange(30) / 2)):
-        (tmp_path / name).mkdir()
-        table(tmp_path / name, depth=depth).rename(tmp_path / f"{name}.h5ad")
-        (tmp_path / name).rmdir()
-    flags = ["--data", tmp_path / "*.h5ad", "--data.y-cols", "cell_type", "--dry-run"]
+    both = files(tmp_path, a={"depth": np.arange(30)}, b={"depth": np.arange(30) / 2})
+    flags = ["--data", both, "--data.y-cols", "cell_type", "--dry-run"]
     assert command("cell_classification", *flags) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "left out, as their types differ between files: 'depth' (int64 in" in said

@@ -30,8 +30,12 @@ SMALL = {  # AIDO.Cell of the smallest width, at full length
     "vocab_size": 16,
 }
 TISSUE = {  # AIDO.Tissue at the sizes of AIDO.Cell-3M: those of its own are not in the zoo
-    **{"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 6},
-    **{"intermediate_size": 320, "bin_num": 100, "max_position_embeddings": GENES},
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 6,
+    "intermediate_size": 320,
+    "bin_num": 100,
+    "max_position_embeddings": GENES,
 }
 READ_EXPRESSED = {"scfoundation": {}, "geneformer": {}, "aido_tissue_debug": TISSUE}
 EXPRESSED, ROWS, REPEATS = (500, 1000), 4, 3
