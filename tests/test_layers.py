@@ -150,6 +150,7 @@ WITHOUT_TORCH = (
     "backbones/zoo.py",
     "data/zoo.py",
     "data/named/benchmarks.py",
+    "data/named/cells.py",
     "data/named/published.py",
     "leaderboards/protocols.py",
 )

@@ -4,9 +4,9 @@ import shutil
 import sys
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
+from test_cells_io import made
 
 from mgen.config import InputError
 from mgen.data.table import Table
@@ -32,20 +32,12 @@ def matrix():
 
 @pytest.fixture
 def data(matrix):
-    anndata = pytest.importorskip("anndata")
     from scipy.sparse import csr_matrix
 
-    obs = pd.DataFrame(index=[f"c{i}" for i in range(CELLS)])
-    obs["kind"] = pd.Categorical(["a", None, *["b"] * (CELLS - 2)])
-    obs["day"] = pd.Categorical([3, 5, *[3] * (CELLS - 2)])
-    obs["age"] = [np.nan, *np.arange(CELLS - 1) / 2]
-    obs["is_ill"] = [True, *[False] * (CELLS - 1)]
-    var = pd.DataFrame({"symbol": [f"S{i}" for i in range(GENES)], "n": range(GENES)})
-    var.index = [f"g{i}" for i in range(GENES)]
-    made = anndata.AnnData(csr_matrix(matrix), obs, var, layers={"twice": csr_matrix(2 * matrix)})
-    made.obsm["spatial"] = np.arange(2.0 * CELLS).reshape(CELLS, 2)
-    made.raw = anndata.AnnData(csr_matrix(3 * matrix), obs, var)
-    return made
+    found = made(csr_matrix(matrix), layers={"twice": csr_matrix(2 * matrix)})
+    found.obsm["spatial"] = np.arange(2.0 * CELLS).reshape(CELLS, 2)
+    found.raw = made(csr_matrix(3 * matrix))
+    return found
 
 
 def whole(path, **options):

@@ -4,6 +4,7 @@ from typing import Any
 
 from mgen.config import InputError, unknown
 from mgen.data.named.benchmarks import BENCHMARKS
+from mgen.data.named.cells import CELLS
 from mgen.data.named.published import (
     CELL_TYPES,
     CLASSES,
@@ -119,7 +120,9 @@ _BUNDLED = (
         position_cols=("x", "y"),
     ),
 )
-ZOO: dict[str, Entry] = {entry.name: entry for entry in (*_BUNDLED, *BENCHMARKS, *PUBLISHED)}
+ZOO: dict[str, Entry] = {
+    entry.name: entry for entry in (*_BUNDLED, *BENCHMARKS, *PUBLISHED, *CELLS)
+}
 
 
 def table(name: str, **options: Any) -> Table:

@@ -32,10 +32,7 @@ PROMOTERS_PAPER = "de Boer et al. 2020, doi:10.1038/s41587-019-0315-8"
 PROTEINGYM_PAPER = "Notin et al. 2023, doi:10.1101/2023.12.07.570727"
 RAG_PAPER = "Li et al. 2024, doi:10.1101/2024.12.02.626519"
 RIBOSOME_PAPER = "Sample et al. 2019, doi:10.1038/s41587-019-0164-5"
-SCTAB_PAPER = "Fischer et al. 2024, doi:10.1038/s41467-024-51059-5"
-SEGERSTOLPE_PAPER = "Segerstolpe et al. 2016, doi:10.1016/j.cmet.2016.08.020"
 SPLICEATOR_PAPER = "Scalzitti et al. 2021, doi:10.1186/s12859-021-04471-3"
-TAHOE_PAPER = "Zhang et al. 2025, doi:10.1101/2025.02.20.639398"
 TAPE_PAPER = "Rao et al. 2019, arXiv:1906.08230"
 TOKENIZER_PAPER = "Zhang et al. 2024, doi:10.1101/2024.12.02.626366"
 UNI_RNA_PAPER = "Wang et al. 2023, doi:10.1101/2023.07.11.548588"
@@ -110,7 +107,6 @@ FOLDS = {"fold_col": "fold_id", **CARVED, "test_split": ""}
 PROTEIN_LM = {"x_col": "seq", **CARVED}
 ALIGNED = {"msa_col": "msa", "structure_col": "str_emb", "msa_tokens": 12800}
 PLURAL = {"x_col": "sequences", "y_cols": ("labels",)}  # names of columns
-ENDS = {"train_split": "*.train", "valid_split": "*.val", "test_split": "*.test"}  # of stems
 
 
 # --------------------------------------------------------------------------- of the hub
@@ -481,113 +477,4 @@ _OTHERS = (
 )
 
 
-def _cells(
-    name: str,
-    path: str,
-    facts: tuple[str, str, str, str],
-    citation: str,
-    note: str = "",
-    flags: str = "",
-    source: str = "",
-    **options: Any,
-) -> Entry:
-    """A set of cells; facts: task, recipe, metric, rows."""
-    table = Table(**{"name": name, "path": path, "x_col": "counts", **options})
-    terms = (*facts, UNKNOWN, citation, source)
-    return Entry(table, "Cells and tissue of AIDO.Cell", "cell", *terms, flags=flags, note=note)
-
-
-_CELL_TASKS, _TISSUE_TASKS = (
-    f"hf://datasets/genbio-ai/{kind}-downstream-tasks" for kind in ("cell", "tissue")
-)
-_PLATE = "plate1_filt_Vevo_Tahoe100M_WServicesFrom_ParseGigalab.h5ad"
-_NEAR = {"neighbours": 10, "position_cols": ("x", "y")}
-_CELLS = (
-    *(
-        _cells(
-            name,
-            f"{_CELL_TASKS}/{folder}/*.h5ad",
-            (what, CELL_TYPES, "f1", rows),
-            paper,
-            y_cols=("cell_type_label",),
-            train_split=f"{folder}_train",
-            valid_split=f"{folder}_valid",
-            test_split=f"{folder}_test",
-        )
-        for name, folder, what, rows, paper in (
-            ("zheng68k", "zheng", "type of blood cells, 11 classes", "", ZHENG_PAPER),
-            (
-                "segerstolpe",
-                "Segerstolpe",
-                "type of cells of the pancreas, 13 classes",
-                "1,279 / 427 / 427",
-                SEGERSTOLPE_PAPER,
-            ),
-        )
-    ),
-    _cells(
-        "sctab",
-        f"{SHARED_PREFIX}sctab/*",
-        ("type of cells of many organs, 164 classes", CELL_TYPES, "f1", UNKNOWN),
-        SCTAB_PAPER,
-        note="a TileDB-SOMA experiment (needs tiledbsoma) or a file per split: train, val, test",
-        source="github.com/theislab/scTab",
-        y_cols=("cell_type",),
-        valid_split="val",
-    ),
-    _cells(
-        "blood_clock",
-        f"{_CELL_TASKS}/clocks/blood/effector_memory_CD8-positive_alpha-beta_T_cell.h5ad",
-        ("age of the donor by an effector memory CD8 T cell", CELL_NUMBERS, "spearman", ""),
-        UNKNOWN,
-        y_cols=("numeric_age",),
-        split_col="split",
-        valid_split="val",
-    ),
-    _cells(
-        "tahoe_drugs",
-        f"{SHARED_PREFIX}tahoe/{_PLATE}",
-        ("drug that a cell of line CVCL_0546 was given, 93 classes", CELL_TYPES, "f1", UNKNOWN),
-        TAHOE_PAPER,
-        note="70 / 15 / 15 of the cells at random: equal wells are on both sides",
-        source=f"Tahoe-100M of the Arc Virtual Cell Atlas, h5ad/{_PLATE}.gz, unpacked",
-        y_cols=("drug",),
-        only=("cell_line=CVCL_0546",),
-        test_fraction=0.15,
-        valid_fraction=0.15 / 0.85,
-        split_seed=1234,
-    ),
-    _cells(
-        "niche_liver",
-        f"{_TISSUE_TASKS}/niche_type_classification/*.h5ad",
-        ("niche of cells of a liver by CosMx, six classes", CELL_TYPES, "f1", ""),
-        UNKNOWN,
-        flags="--backbone aido_tissue_3m",
-        y_cols=("niche_label",),
-        **ENDS,
-        **_NEAR,
-    ),
-    _cells(
-        "density_lung",
-        f"{_TISSUE_TASKS}/cell_density/*.h5ad",
-        ("density of cells around a cell of a lung by Xenium", CELL_NUMBERS, "mae", ""),
-        UNKNOWN,
-        note="the name of its column of labels is not known here: --data.y-cols",
-        flags="--backbone aido_tissue_3m",
-        y_cols=("density",),
-        **ENDS,
-        **_NEAR,
-    ),
-    _cells(
-        "xenium_lung",
-        f"{SHARED_PREFIX}xenium_lung/processed_fetal_lung_visium_xenium.xenium.convert.h5ad",
-        ("cells of a fetal lung by Xenium, to embed", EMBED, "none", UNKNOWN),
-        UNKNOWN,
-        source="the fetal lung of scGPT-spatial, aligned to the 19,264 genes",
-        flags="--backbone aido_tissue_3m",
-        y_cols=(),
-        **_NEAR,
-    ),
-)
-
-PUBLISHED = (*_NT, *_GUE, *_PROTEIN_LM, *_DMS, *_ALIGNED, *_RNA, *_OTHERS, *_CELLS)
+PUBLISHED = (*_NT, *_GUE, *_PROTEIN_LM, *_DMS, *_ALIGNED, *_RNA, *_OTHERS)
